@@ -1,0 +1,58 @@
+"""When to try again after starts that failed. Takes `now`, reads no clock."""
+
+from __future__ import annotations
+
+from wrapper.errors import WrapperError
+
+FIRST_DELAY_S = 0.2
+MAX_DELAY_S = 30.0
+EARLY_DEATHS_TOLERATED = 2
+"""Workers in a row that may die before their first answer before callers are refused.
+
+A single request can kill the worker it is given to; the requests behind it are innocent.
+"""
+
+
+class StartBackoff:
+    """The failed starts of one key, in a row.
+
+    A program that cannot start is reported to every caller at once while the delay lasts; it
+    doubles with each failure and one success ends it. A worker that dies before its first answer
+    counts as half a failure: it delays starts that nobody waits for, and refuses callers only
+    after EARLY_DEATHS_TOLERATED of them.
+    """
+
+    __slots__ = ("_failures", "_refusing", "error", "retry_at")
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._refusing = False
+        self.error: WrapperError | None = None
+        self.retry_at = 0.0
+
+    def start_failed(self, now: float, error: WrapperError) -> None:
+        self._note(now, error)
+        self._refusing = True
+
+    def died_before_first_answer(self, now: float, error: WrapperError) -> None:
+        self._note(now, error)
+        self._refusing = self._refusing or self._failures > EARLY_DEATHS_TOLERATED
+
+    def succeeded(self) -> None:
+        self._failures = 0
+        self._refusing = False
+        self.error = None
+        self.retry_at = 0.0
+
+    def refusal(self, now: float) -> WrapperError | None:
+        """What to tell a caller for whom a worker would have to be started now; None: start one."""
+        return self.error if self._refusing and now < self.retry_at else None
+
+    def delays(self, now: float) -> bool:
+        """Whether a start that nobody waits for has to wait."""
+        return now < self.retry_at
+
+    def _note(self, now: float, error: WrapperError) -> None:
+        self._failures += 1
+        self.error = error
+        self.retry_at = now + min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(self._failures - 1, 10))

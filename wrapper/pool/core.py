@@ -1,0 +1,650 @@
+"""The pool's decisions: a synchronous state machine, `handle(event, now) -> commands`.
+
+Owns who gets which worker, when one is started, cleaned, retired or evicted, who waits and who is
+refused. No I/O, no clock, no await: nothing can be cancelled inside a decision, so no slot can be
+lost there, and a property test runs histories through it by the thousand. `pool.py` carries the
+commands out.
+
+Rules, each with a test in `tests/core/`:
+
+* A slot is free only when the runtime said that nothing is left of its worker (Stopped).
+* Never an idle worker and a waiter for one key at the same time.
+* A start belongs to the pool: if the caller that caused it is gone, the next one gets the worker.
+* A key grows by one start at a time (`_should_grow`).
+* A caller waits in turn (FIFO) with the others of its key. Keys share a full pool fairly: see `_yields`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from wrapper.errors import PoolDraining, PoolExhausted, PoolTimeout, UnknownPool, WrapperError
+from wrapper.pool import core_messages as m
+from wrapper.pool.core_records import KeyState, PoolState, Registry, Waiter, Worker
+from wrapper.pool.limits import PoolLimits, TotalLimits
+from wrapper.pool.worker_key import WorkerKey
+from wrapper.pool.worker_states import Step, StopReason, WorkerState
+
+MAX_IDLE_KEYS = 1_000
+"""Keys without a worker whose estimates and back-off are remembered."""
+
+_FAILED_REPLACEMENT_RETRY_S = 60.0
+_ENDED = (WorkerState.STOPPING, WorkerState.STOPPED)
+
+
+class Core:
+    """See the module. `random_unit` gives numbers in [0, 1) for the jitter of lifetimes."""
+
+    def __init__(
+        self,
+        pools: Mapping[str, PoolLimits],
+        total: TotalLimits = TotalLimits(),  # noqa: B008 - frozen
+        *,
+        minimum_keys: Mapping[str, WorkerKey] | None = None,
+        random_unit: Callable[[], float] = random.random,
+    ) -> None:
+        self.registry = Registry()
+        for name, limits in pools.items():
+            self.registry.pools[name] = PoolState(name, limits, (minimum_keys or {}).get(name))
+        self._total = total
+        self._random_unit = random_unit
+        self._waiters: dict[int, Waiter] = {}
+        self._probing: dict[int, Waiter] = {}
+        self._leased: dict[int, Worker] = {}
+        self._ids = itertools.count(1)
+        self._sequence = itertools.count()
+        self._timers: list[tuple[float, int, Callable[[float], None], Waiter | None]] = []
+        self._announced_wake: float | None = None
+        self._commands: list[m.Command] = []
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            m.Acquire: self._acquire,
+            m.WaiterGone: self._waiter_gone,
+            m.Started: self._started,
+            m.StartFailed: self._start_failed,
+            m.Warmed: self._warmed,
+            m.ProbeDone: self._probe_done,
+            m.Released: self._released,
+            m.Cleaned: self._cleaned,
+            m.Exited: self._exited,
+            m.Stopped: self._stopped,
+            m.Retire: self._retire_asked,
+            m.Drain: self._drain,
+            m.Tick: self._tick,
+        }
+
+    def handle(self, event: m.Event, now: float) -> list[m.Command]:
+        """Decide. The commands are to be carried out in order."""
+        self._commands = []
+        self._handlers[type(event)](event, now)
+        if self._timers and self._timers[0][0] != self._announced_wake:
+            self._announced_wake = self._timers[0][0]
+            self._commands.append(m.WakeAt(self._announced_wake))
+        return self._commands
+
+    # ---- callers -----------------------------------------------------------------------------------
+
+    def _acquire(self, event: m.Acquire, now: float) -> None:
+        pool = self.registry.pools.get(event.key.pool)
+        if pool is None:
+            self._refuse(event.lease_id, UnknownPool(f"there is no pool named {event.key.pool!r}"))
+            return
+        if pool.draining:
+            self._refuse(event.lease_id, PoolDraining(f"pool {pool.name!r} is stopping"))
+            return
+        pool.count("acquire")
+        key = self.registry.key_state(event.key)
+        waiter = Waiter(event.lease_id, key, now, event.deadline, next(self._sequence))
+        self._enqueue(waiter)
+        self._serve(key, now)
+        if not waiter.queued:
+            return
+        self._grow(key, now)
+        if not waiter.queued:
+            return
+        if pool.waiting > pool.limits.max_waiting:
+            self._answer_waiter(
+                waiter,
+                PoolExhausted(
+                    f"pool {pool.name!r}: {pool.limits.max_waiting} requests already wait for a worker "
+                    "(max_waiting); run fewer at a time or allow more workers"
+                ),
+            )
+            return
+        if waiter.deadline is not None:
+            self._at(waiter.deadline, lambda at: self._waiter_overdue(waiter, at), waiter)
+        patience_ends = now + pool.limits.start_instead_after_s
+        self._at(patience_ends, lambda at: self._waited_enough(waiter, at), waiter)
+
+    def _waiter_gone(self, event: m.WaiterGone, now: float) -> None:
+        waiter = self._waiters.get(event.lease_id)
+        if waiter is not None:
+            self._dequeue(waiter)
+            self._unblock_if_satisfied(waiter.key)
+            self._offer_slots(now)
+        else:
+            waiter = self._probing.get(event.lease_id)
+            if waiter is not None:
+                waiter.gone = True
+
+    def _waiter_overdue(self, waiter: Waiter, now: float) -> None:
+        if not waiter.queued:
+            return
+        key = waiter.key
+        self._answer_waiter(
+            waiter,
+            PoolTimeout(
+                f"pool {key.pool.name!r}: no worker for {key.key.label!r} became free within "
+                f"{now - waiter.since:.1f} s ({len(key.workers)} workers of this key, "
+                f"{key.pool.slots} of at most {key.pool.limits.max_workers} in the pool, "
+                f"{key.waiting} requests of this key waiting)"
+            ),
+        )
+        self._unblock_if_satisfied(key)
+        self._offer_slots(now)
+
+    def _waited_enough(self, waiter: Waiter, now: float) -> None:
+        if waiter.queued:
+            self._grow(waiter.key, now)
+
+    def _serve(self, key: KeyState, now: float) -> None:
+        """Give workers that can take a lease to the waiters of their key, first come first served."""
+        while key.open:
+            waiter = key.first_waiter()
+            if waiter is None:
+                return
+            worker = next(reversed(key.open.values()))
+            self._dequeue(waiter)
+            self._probing[waiter.lease_id] = waiter
+            worker.leases[waiter.lease_id] = now
+            if worker.state is WorkerState.IDLE:
+                self.registry.step(worker, Step.RESERVE, now)
+            else:
+                self.registry.reindex(worker)
+            self._commands.append(m.Probe(worker.id, waiter.lease_id))
+        self._unblock_if_satisfied(key)
+
+    def _probe_done(self, event: m.ProbeDone, now: float) -> None:
+        waiter = self._probing.pop(event.lease_id, None)
+        worker = self.registry.workers.get(event.worker_id)
+        if waiter is None or worker is None or event.lease_id not in worker.leases:
+            return  # the worker was stopped meanwhile, and the waiter queued again then
+        usable = worker.state in (WorkerState.RESERVED, WorkerState.LEASED)
+        if usable and event.problem is None and not waiter.gone:
+            worker.leases[event.lease_id] = now
+            self.registry.step(worker, Step.LEASE, now)
+            self._leased[event.lease_id] = worker
+            waiter.key.pool.count("grant")
+            self._commands.append(m.Grant(event.lease_id, worker.id))
+            self._serve(worker.key, now)  # a multiplex worker may have room for the next one
+            return
+        del worker.leases[event.lease_id]
+        if not waiter.gone:
+            self._enqueue(waiter, first=True)
+        if event.problem is not None and usable:
+            self._retire(worker, event.problem, now)
+        if worker.state is WorkerState.RESERVED:
+            self.registry.step(worker, Step.UNRESERVE, now)
+            self._became_idle(worker, now)
+        elif worker.state in (WorkerState.LEASED, WorkerState.DOOMED):
+            self._lease_ended(worker, now)
+        self._serve(worker.key, now)
+        self._grow(worker.key, now)
+
+    def _released(self, event: m.Released, now: float) -> None:
+        worker = self._leased.pop(event.lease_id, None)
+        if worker is None:
+            return
+        since = worker.leases.pop(event.lease_id)
+        key, pool = worker.key, worker.key.pool
+        worker.last_used_at = now
+        if event.used:
+            worker.jobs += 1
+            worker.jobs_since_gc += 1
+            worker.dirty = True
+            pool.count("jobs")
+        if worker.state in _ENDED:
+            return
+        if event.used and event.problem is None:
+            key.estimates.served(now - since, first=worker.jobs == 1)
+            key.backoff.succeeded()
+            worker.closed_to_new = self._is_due(worker)
+        if event.problem is not None:
+            self._retire(worker, event.problem, now)
+        self._lease_ended(worker, now)
+        self._grow(key, now)
+
+    def _lease_ended(self, worker: Worker, now: float) -> None:
+        """A lease was taken off a worker: what becomes of it."""
+        limits = worker.key.pool.limits
+        if worker.state in _ENDED:
+            return
+        if worker.leases:
+            if self._yields(worker, now):
+                worker.closed_to_new = True
+            self.registry.step(worker, Step.RELEASE_ONE, now)
+            self._serve(worker.key, now)
+        elif worker.state is WorkerState.DOOMED:
+            self._stop(worker, worker.stop_reason or StopReason.DRAINED, now)
+        elif not worker.dirty:
+            self.registry.step(worker, Step.RELEASE_UNUSED, now)
+            self._became_idle(worker, now)
+        elif _reached(worker.jobs, limits.max_jobs_per_worker):
+            self._stop(worker, StopReason.MAX_JOBS, now)
+        else:
+            self.registry.step(worker, Step.RELEASE_LAST, now)
+            worker.cooling_since = now
+            gc_is_due = _reached(worker.jobs_since_gc, limits.gc_job_frequency)
+            self._commands.append(m.Clean(worker.id, gc_is_due))
+
+    def _cleaned(self, event: m.Cleaned, now: float) -> None:
+        worker = self.registry.workers.get(event.worker_id)
+        if worker is None or worker.state is not WorkerState.COOLING:
+            return
+        worker.key.pool.count("clean")
+        if event.problem is not None:
+            self._stop(worker, event.problem, now)
+            return
+        worker.key.estimates.cooled(now - worker.cooling_since)
+        if _reached(worker.jobs_since_gc, worker.key.pool.limits.gc_job_frequency):
+            worker.jobs_since_gc = 0
+        worker.closed_to_new = worker.dirty = False
+        self.registry.step(worker, Step.CLEANED, now)
+        self._became_idle(worker, now)
+
+    @staticmethod
+    def _is_due(worker: Worker) -> bool:
+        limits = worker.key.pool.limits
+        return _reached(worker.jobs_since_gc, limits.gc_job_frequency) or _reached(
+            worker.jobs, limits.max_jobs_per_worker
+        )
+
+    # ---- workers -----------------------------------------------------------------------------------
+
+    def _became_idle(self, worker: Worker, now: float) -> None:
+        key, pool = worker.key, worker.key.pool
+        if worker.replaces is not None:
+            old, worker.replaces = worker.replaces, None
+            old.replaced_by = None
+            self._retire(old, StopReason.LIFETIME, now)
+        if self._yields(worker, now):
+            self._stop(worker, StopReason.EVICTED, now)
+            return
+        self._serve(key, now)
+        if worker.state is not WorkerState.IDLE:
+            return
+        if self.registry.blocked:
+            self._offer_slots(now)
+        if (
+            worker.state is WorkerState.IDLE
+            and pool.limits.idle_timeout_s is not None
+            and pool.idle_timer is None
+        ):
+            pool.idle_timer = now + pool.limits.idle_timeout_s
+            self._at(pool.idle_timer, lambda at: self._idle_timeouts(pool, at))
+
+    def _yields(self, worker: Worker, now: float) -> bool:
+        """Whether an idle worker makes room for another key although its own has waiters.
+
+        It does if a request of that key came earlier and has already waited longer than a cold worker
+        costs: without this a busy key would starve the others of a full pool; without the second
+        condition two keys that take turns would start a worker for every request.
+        """
+        if not self.registry.blocked:
+            return False
+        own = worker.key.first_waiter()
+        if own is None:
+            return False
+        for key in self._blocked_with(worker.key.pool):
+            first = key.first_waiter()
+            if key is worker.key or first is None or first.sequence > own.sequence:
+                continue
+            patience = max(key.estimates.cold_s() or 0.0, key.pool.limits.start_instead_after_s)
+            if now - first.since >= patience and self._has_room_in_key(key) and not key.pool.stopping:
+                return True
+        return False
+
+    def _blocked_with(self, pool: PoolState) -> list[KeyState]:
+        """The keys that a free slot in this pool would help."""
+        total = self._total_is_full()
+        return [key for key in self.registry.blocked.values() if total or key.pool is pool]
+
+    def _started(self, event: m.Started, now: float) -> None:
+        worker = self.registry.workers.get(event.worker_id)
+        if worker is None or worker.state is not WorkerState.STARTING:
+            return
+        self.registry.step(worker, Step.STARTED, now)
+        self._commands.append(m.Warm(worker.id))
+
+    def _warmed(self, event: m.Warmed, now: float) -> None:
+        worker = self.registry.workers.get(event.worker_id)
+        if worker is None or worker.state is not WorkerState.WARMING:
+            return
+        key, pool = worker.key, worker.key.pool
+        key.estimates.started(now - worker.created_at)
+        worker.ready_at = worker.last_used_at = now
+        if worker.expires_at is not None:
+            self._at(worker.expires_at, lambda at: self._lifetime_over(worker, at))
+        pool.count("ready")
+        self.registry.step(worker, Step.WARMED, now)
+        self._became_idle(worker, now)
+        self._grow(key, now)
+        self._refill(pool, now)
+
+    def _start_failed(self, event: m.StartFailed, now: float) -> None:
+        worker = self.registry.workers.get(event.worker_id)
+        if worker is None or worker.state is not WorkerState.STARTING:
+            return
+        key = worker.key
+        key.pool.count("start_failed")
+        key.backoff.start_failed(now, event.error)
+        self.registry.step(worker, Step.START_FAILED, now)
+        self._count_stop(worker, StopReason.START_FAILED)
+        self._replacement_lost(worker, now)
+        self._after_failure(key, now)
+        self._slot_freed(worker, now)
+
+    def _exited(self, event: m.Exited, now: float) -> None:
+        worker = self.registry.workers.get(event.worker_id)
+        if worker is None or worker.state is WorkerState.STOPPING:
+            return
+        key = worker.key
+        if worker.state is WorkerState.WARMING:
+            key.backoff.start_failed(now, event.error)
+        elif worker.jobs == 0:
+            key.backoff.died_before_first_answer(now, event.error)
+        self._stop(worker, event.reason, now)
+        self._after_failure(key, now)
+
+    def _after_failure(self, key: KeyState, now: float) -> None:
+        refusal = key.backoff.refusal(now)
+        if refusal is not None and not key.serving and not key.starting:
+            self._refuse_all(key, lambda _waiter: refusal)
+        if key.is_minimum and key.backoff.delays(now):
+            self._at(key.backoff.retry_at, lambda at: self._refill(key.pool, at))
+        self._serve(key, now)
+        self._grow(key, now)
+
+    def _replacement_lost(self, worker: Worker, now: float) -> None:
+        """A worker that should have replaced an old one never served: the old one goes on for a while."""
+        old, worker.replaces = worker.replaces, None
+        if old is not None:
+            old.replaced_by = None
+            self._at(now + _FAILED_REPLACEMENT_RETRY_S, lambda at: self._lifetime_over(old, at))
+
+    def _stopped(self, event: m.Stopped, now: float) -> None:
+        worker = self.registry.workers.get(event.worker_id)
+        if worker is None or worker.state is not WorkerState.STOPPING:
+            return
+        self.registry.step(worker, Step.GONE, now)
+        self._slot_freed(worker, now)
+
+    def _slot_freed(self, worker: Worker, now: float) -> None:
+        key = worker.key
+        self._offer_slots(now, key)
+        self._refill(key.pool, now)
+        if key.unused:
+            self._forget_keys()
+
+    def _retire_asked(self, event: m.Retire, now: float) -> None:
+        worker = self.registry.workers.get(event.worker_id)
+        if worker is not None and worker.state not in _ENDED:
+            self._retire(worker, event.reason, now)
+            self._serve(worker.key, now)
+            self._grow(worker.key, now)
+
+    def _retire(self, worker: Worker, reason: StopReason, now: float) -> None:
+        """Stop a worker as soon as no lease is on it."""
+        if worker.state in _ENDED:
+            return
+        if worker.state in (WorkerState.LEASED, WorkerState.DOOMED) and worker.leases:
+            if worker.state is WorkerState.LEASED:
+                worker.stop_reason = reason
+                self.registry.step(worker, Step.DOOM, now)
+            return
+        self._stop(worker, reason, now)
+
+    def _stop(self, worker: Worker, reason: StopReason, now: float) -> None:
+        """Stop a worker now, whatever it does. Leases on it stay their callers' until released."""
+        for lease_id in list(worker.leases):
+            waiter = self._probing.pop(lease_id, None)
+            if waiter is not None:
+                del worker.leases[lease_id]
+                if not waiter.gone:
+                    self._enqueue(waiter, first=True)
+        worker.stop_reason = reason
+        self._replacement_lost(worker, now)
+        self.registry.step(worker, Step.STOP, now)
+        self._count_stop(worker, reason)
+        self._commands.append(m.Stop(worker.id, reason))
+
+    @staticmethod
+    def _count_stop(worker: Worker, reason: StopReason) -> None:
+        stops = worker.key.pool.stops
+        stops[reason] = stops.get(reason, 0) + 1
+
+    # ---- growth ------------------------------------------------------------------------------------
+
+    def _grow(self, key: KeyState, now: float) -> None:
+        """Start one more worker for a key with waiters, if that is worth it and there is room."""
+        if not key.waiting or key.starting or key.pool.draining:
+            return
+        if not key.serving:
+            refusal = key.backoff.refusal(now)
+            if refusal is not None:
+                self._refuse_all(key, lambda _waiter: refusal)
+                return
+        elif key.backoff.delays(now) or not self._should_grow(key, now):
+            return
+        if not self._has_room_in_key(key):
+            return
+        if self._has_room(key.pool):
+            self._unblock(key)
+            self._start(key, now)
+            return
+        self.registry.blocked[key.key] = key
+        self._make_room(key, now)
+
+    def _should_grow(self, key: KeyState, now: float) -> bool:
+        """Whether waiting is expected to cost the last waiter more than a cold worker does.
+
+        What was never measured is not guessed: until then (and however good the estimates look) the
+        first waiter's patience of `start_instead_after_s` decides.
+        """
+        first = key.first_waiter()
+        if first is not None and now - first.since >= key.pool.limits.start_instead_after_s:
+            return True
+        slots = key.serving * key.pool.limits.max_requests_per_worker_at_once
+        wait_s = key.estimates.wait_s(key.waiting, slots)
+        cold_s = key.estimates.cold_s()
+        return wait_s is not None and cold_s is not None and wait_s > cold_s
+
+    def _make_room(self, key: KeyState, now: float) -> None:
+        """At a limit the least recently used idle worker of another key makes room."""
+        pool = key.pool
+        if pool.slots >= pool.limits.max_workers:
+            wanted = sum(other.pool is pool for other in self.registry.blocked.values())
+            pools, stopping = [pool], pool.stopping
+        else:
+            wanted = len(self.registry.blocked)
+            pools, stopping = list(self.registry.pools.values()), self.registry.stopping
+        if stopping >= wanted:
+            return  # a slot is on its way for each of those who want one
+        victims = [next(iter(pool.idle.values())) for pool in pools if pool.idle]
+        if victims:
+            self._stop(min(victims, key=lambda worker: worker.idle_since), StopReason.EVICTED, now)
+
+    def _offer_slots(self, now: float, also: KeyState | None = None) -> None:
+        """Let the keys that want a slot look again, the one that has waited longest first."""
+        keys = list(self.registry.blocked.values())
+        if also is not None and also.key not in self.registry.blocked:
+            keys.append(also)
+        waiting = [(first.sequence, key) for key in keys if (first := key.first_waiter())]
+        self.registry.blocked.clear()
+        for _, key in sorted(waiting, key=lambda pair: pair[0]):
+            self._grow(key, now)
+
+    def _unblock_if_satisfied(self, key: KeyState) -> None:
+        if not key.waiting:
+            self._unblock(key)
+
+    def _unblock(self, key: KeyState) -> None:
+        self.registry.blocked.pop(key.key, None)
+
+    def _refill(self, pool: PoolState, now: float) -> None:
+        """Keep the minimum of warm workers, one start at a time, never before a waiting request."""
+        if pool.minimum_key is None or pool.draining or self._blocked_with(pool):
+            return
+        key = self.registry.key_state(pool.minimum_key)
+        if (
+            key.serving + key.starting < pool.limits.min_warm_workers
+            and not key.starting
+            and not key.backoff.delays(now)
+            and self._has_room_in_key(key)
+            and self._has_room(pool)
+        ):
+            self._start(key, now)
+
+    def _start(self, key: KeyState, now: float, *, replaces: Worker | None = None) -> Worker:
+        limits = key.pool.limits
+        expires_at = None
+        if limits.worker_ttl_s is not None:
+            expires_at = now + limits.worker_ttl_s * (1 - limits.worker_ttl_jitter * self._random_unit())
+        worker = Worker(next(self._ids), key, WorkerState.STARTING, now, expires_at, replaces=replaces)
+        self.registry.add_worker(worker)
+        key.pool.count("start")
+        self._commands.append(m.Start(worker.id, key.key))
+        return worker
+
+    def _has_room_in_key(self, key: KeyState) -> bool:
+        return len(key.workers) < key.pool.limits.max_instances_per_key
+
+    def _has_room(self, pool: PoolState) -> bool:
+        return pool.slots < pool.limits.max_workers and not self._total_is_full()
+
+    def _total_is_full(self) -> bool:
+        return self._total.max_workers is not None and self.registry.slots >= self._total.max_workers
+
+    # ---- time --------------------------------------------------------------------------------------
+
+    def _tick(self, _event: m.Tick, now: float) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2](now)
+        self._announced_wake = None
+        for pool in self.registry.pools.values():
+            self._refill(pool, now)
+
+    def _at(self, at: float, action: Callable[[float], None], waiter: Waiter | None = None) -> None:
+        """Call `action` at the first Tick from then on; a timer of a waiter ends with the waiter."""
+        if len(self._timers) > 1_000 + 4 * (len(self._waiters) + len(self.registry.workers)):
+            live = [timer for timer in self._timers if timer[3] is None or timer[3].queued]
+            self._timers[:] = live
+            heapq.heapify(self._timers)
+        heapq.heappush(self._timers, (at, next(self._sequence), action, waiter))
+
+    def _idle_timeouts(self, pool: PoolState, now: float) -> None:
+        timeout = pool.limits.idle_timeout_s
+        assert timeout is not None  # noqa: S101 - only armed with one
+        pool.idle_timer = None
+        kept = 0
+        for worker in list(pool.idle.values()):
+            due = worker.idle_since + timeout
+            if due > now:
+                pool.idle_timer = due
+                self._at(due, lambda at: self._idle_timeouts(pool, at))
+                return
+            if worker.key.is_minimum and worker.key.serving <= pool.limits.min_warm_workers:
+                kept += 1
+            else:
+                self._stop(worker, StopReason.IDLE_TIMEOUT, now)
+        if kept:
+            pool.idle_timer = now + timeout
+            self._at(pool.idle_timer, lambda at: self._idle_timeouts(pool, at))
+
+    def _lifetime_over(self, worker: Worker, now: float) -> None:
+        """Retire a worker, after its replacement is ready if it is still wanted and there is room."""
+        if worker.id not in self.registry.workers or worker.state is WorkerState.STOPPING:
+            return
+        if worker.replaced_by is not None:
+            return
+        key, pool = worker.key, worker.key.pool
+        timeout = pool.limits.idle_timeout_s
+        wanted = key.is_minimum or worker.leases or timeout is None or now - worker.last_used_at < timeout
+        room = self._has_room_in_key(key) and self._has_room(pool) and not self._blocked_with(pool)
+        if wanted and room and not pool.draining and worker.state is not WorkerState.DOOMED:
+            if key.starting or key.backoff.delays(now):
+                self._at(now + 1.0, lambda at: self._lifetime_over(worker, at))
+                return
+            worker.replaced_by = self._start(key, now, replaces=worker)
+        else:
+            self._retire(worker, StopReason.LIFETIME, now)
+            self._grow(key, now)
+
+    # ---- the end -----------------------------------------------------------------------------------
+
+    def _drain(self, event: m.Drain, now: float) -> None:
+        for pool in self.registry.pools.values():
+            if event.pool in (None, pool.name):
+                pool.draining = True
+                for key in self.registry.keys.values():
+                    if key.pool is pool:
+                        self._refuse_all(
+                            key, lambda waiter: PoolDraining(f"pool {waiter.key.pool.name!r} is stopping")
+                        )
+        for worker in list(self.registry.workers.values()):
+            if worker.key.pool.draining and worker.state is not WorkerState.STOPPING:
+                self._retire(worker, StopReason.DRAINED, now)
+        for waiter in list(self._waiters.values()):
+            if waiter.key.pool.draining:  # put back by a probe that was under way
+                self._answer_waiter(waiter, PoolDraining(f"pool {waiter.key.pool.name!r} is stopping"))
+
+    # ---- queue -------------------------------------------------------------------------------------
+
+    def _enqueue(self, waiter: Waiter, *, first: bool = False) -> None:
+        self._waiters[waiter.lease_id] = waiter
+        waiter.queued = True
+        waiter.key.waiting += 1
+        waiter.key.pool.waiting += 1
+        if first:
+            waiter.key.waiters.appendleft(waiter)
+        else:
+            waiter.key.waiters.append(waiter)
+
+    def _dequeue(self, waiter: Waiter) -> None:
+        del self._waiters[waiter.lease_id]
+        waiter.key.waiting -= 1
+        waiter.key.pool.waiting -= 1
+        queue = waiter.key.waiters
+        if queue and queue[0] is waiter:
+            queue.popleft()
+        waiter.queued = False
+
+    def _answer_waiter(self, waiter: Waiter, error: WrapperError) -> None:
+        self._dequeue(waiter)
+        self._refuse(waiter.lease_id, error)
+        waiter.key.pool.count("refused")
+
+    def _refuse_all(self, key: KeyState, error: Callable[[Waiter], WrapperError]) -> None:
+        while (waiter := key.first_waiter()) is not None:
+            self._answer_waiter(waiter, error(waiter))
+        self._unblock(key)
+
+    def _refuse(self, lease_id: int, error: WrapperError) -> None:
+        self._commands.append(m.Refuse(lease_id, error))
+
+    def _forget_keys(self) -> None:
+        """Bound what is remembered of keys that have no worker any more, the oldest first."""
+        if len(self.registry.keys) <= MAX_IDLE_KEYS:
+            return
+        for key, state in list(self.registry.keys.items()):
+            if state.unused and not state.waiters:
+                del self.registry.keys[key]
+                if len(self.registry.keys) <= MAX_IDLE_KEYS:
+                    return
+
+
+def _reached(count: int, limit: int | None) -> bool:
+    return limit is not None and count >= limit

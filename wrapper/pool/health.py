@@ -1,0 +1,44 @@
+"""Whether a worker may take a lease, and whether a pool works at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wrapper.pool.worker_connection import WorkerConnection
+from wrapper.pool.worker_key import ToolFingerprint
+from wrapper.pool.worker_states import StopReason
+from wrapper.worker_protocol.messages import WorkRequest
+
+if TYPE_CHECKING:
+    from wrapper.pool.pool import WorkerPool
+    from wrapper.pool.worker_key import WorkerKey
+
+PROOF_TIMEOUT_S = 60.0
+
+
+def problem_before_lease(connection: WorkerConnection, fingerprint: ToolFingerprint) -> StopReason | None:
+    """Why this worker must not take a lease; None if it may. Asked before every lease, so it is quick."""
+    if not connection.is_silent():
+        return StopReason.STRAY_OUTPUT if connection.lost is None else StopReason.CRASH
+    if connection.process.exited.done():
+        return StopReason.CRASH
+    if fingerprint.changed() is not None:
+        return StopReason.TOOL_CHANGED
+    return None
+
+
+async def prove_pool(pool: WorkerPool, key: WorkerKey) -> None:
+    """Start a worker, let it serve, clean and stop it: all that the pool will have to do later.
+
+    The request is an empty one; any well-formed answer proves that the worker serves, whatever its exit
+    code. Raises the WrapperError that stands in the way; PoolTimeout after PROOF_TIMEOUT_S.
+    """
+    lease = await pool.acquire(key, timeout_s=PROOF_TIMEOUT_S)
+    worker_id = lease.worker_id
+    try:
+        await lease.execute(WorkRequest.of())
+    finally:
+        lease.release()
+    await pool.wait_until_clean(worker_id)
+    pool.retire(worker_id, StopReason.DRAINED)
+    await pool.wait_until_stopped(worker_id)

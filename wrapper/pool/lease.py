@@ -1,0 +1,99 @@
+"""The right to one request slot of one worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum
+
+from wrapper.errors import RequestRefused, WrapperError
+from wrapper.pool.worker_connection import WorkerConnection
+from wrapper.pool.worker_states import StopReason
+from wrapper.worker_protocol.exchange import SentRequest
+from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
+
+
+class WorkerOutcome(Enum):
+    """What its user says of a worker when the lease ends. A request's exit code is no reason for FAILED."""
+
+    COMPLETED = "completed"
+    """It may serve again, after it was cleaned."""
+    FAILED = "failed"
+    """It must not serve again."""
+
+
+class Lease:
+    """Made by `WorkerPool.acquire`; to be ended by `release`.
+
+    A lease that is dropped without release stops its worker, since nobody knows what state it is in.
+    """
+
+    def __init__(
+        self,
+        lease_id: int,
+        worker_id: int,
+        connection: WorkerConnection,
+        execroot: str | None,
+        released: Callable[[int, bool, StopReason | None], None],
+    ) -> None:
+        self.lease_id = lease_id
+        self.worker_id = worker_id
+        self.execroot = execroot
+        """The worker's own execroot, into which its action is to be staged; None: it runs in place."""
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._report = released
+        self._sent: SentRequest | None = None
+        self._used = False
+        self._problem: StopReason | None = None
+        self._released = False
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.lease_id} of worker {self.worker_id}{' released' if self._released else ''}>"
+
+    async def execute(self, request: WorkRequest) -> WorkResponse:
+        """Send a request to the worker and wait for its answer. One at a time on one lease.
+
+        The request's id is replaced by one of our own. Raises RequestRefused (nothing was sent, the
+        worker is fine), WorkerDied or WorkerProtocolError (it is not). If this call is cancelled, the
+        worker is stopped when the lease is released: it may still be at work for the request.
+        """
+        if self._released:
+            raise WrapperError(f"lease {self.lease_id} was released already")
+        if self._sent is not None:
+            raise WrapperError(f"lease {self.lease_id} has a request in flight already")
+        try:
+            self._sent, answer = self._connection.request(request)
+            self._used = True
+            return await answer
+        except RequestRefused:
+            raise
+        except BaseException as error:
+            self._problem = StopReason.CRASH if isinstance(error, WrapperError) else StopReason.CANCELLED
+            raise
+        finally:
+            self._sent = None
+
+    def ask_cancel(self) -> None:
+        """Ask the worker to cancel the request in flight: `execute` still returns its answer."""
+        if self._sent is not None:
+            self._connection.cancel(self._sent)
+
+    def stop_worker(self, reason: StopReason) -> None:
+        """Whatever `release` will say: this worker must not serve again."""
+        self._problem = self._problem or reason
+
+    def release(self, outcome: WorkerOutcome = WorkerOutcome.COMPLETED) -> None:
+        """Give the worker back. A second call does nothing."""
+        if self._released:
+            return
+        self._released = True
+        if outcome is WorkerOutcome.FAILED:
+            self.stop_worker(StopReason.FAILED)
+        self._report(self.lease_id, self._used, self._problem)
+
+    def __del__(self) -> None:
+        if not self._released and not self._loop.is_closed():
+            self._released = True
+            # The garbage collector may run in any thread.
+            self._loop.call_soon_threadsafe(self._report, self.lease_id, True, StopReason.ABANDONED)

@@ -1,0 +1,384 @@
+"""The pool's shell: carries out what the core decides, and tells it what came of it.
+
+Owns the workers' tasks, connections and execroots, and the futures of those who wait. Decides nothing:
+whoever gets which worker, and when one starts or stops, is `core.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wrapper.clock import monotonic_s
+from wrapper.errors import RuntimeUnavailable, WorkerDied, WorkerStartFailed, WrapperError
+from wrapper.events import Event, EventBus, EventKind
+from wrapper.execroot.worker_execroot import WorkerExecroot
+from wrapper.pool import core_messages as m
+from wrapper.pool.core import Core
+from wrapper.pool.core_records import PoolState
+from wrapper.pool.health import problem_before_lease
+from wrapper.pool.housekeeping import Housekeeping
+from wrapper.pool.lease import Lease
+from wrapper.pool.limits import TotalLimits
+from wrapper.pool.settings import PoolSettings, wire_format_of
+from wrapper.pool.worker_connection import WorkerConnection
+from wrapper.pool.worker_key import ToolFingerprint, WorkerKey
+from wrapper.pool.worker_states import StopReason
+from wrapper.runtime.base import CommandSpec, Runtime, WorkerProcess, WorkerSpec
+from wrapper.worker_protocol.exchange import WorkerExchange
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _LiveWorker:
+    """What the shell holds of one worker."""
+
+    key: WorkerKey
+    settings: PoolSettings
+    fingerprint: ToolFingerprint
+    execroot: WorkerExecroot | None = None
+    process: WorkerProcess | None = None
+    connection: WorkerConnection | None = None
+    housekeeping: Housekeeping | None = None
+    task: asyncio.Task[None] | None = None
+    """Starting, warming or cleaning it: ended before it is stopped."""
+    reason: StopReason | None = None
+    watchers: list[asyncio.Future[None]] = field(default_factory=list)
+
+
+class WorkerPool:
+    """Warm workers of several pools. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, PoolSettings],
+        runtimes: Mapping[str, Runtime],
+        *,
+        total: TotalLimits | None = None,
+        minimum_keys: Mapping[str, WorkerKey] | None = None,
+        events: EventBus | None = None,
+    ) -> None:
+        self.events = events or EventBus()
+        self._settings = dict(settings)
+        self._runtimes = dict(runtimes)
+        limits = {name: pool.limits for name, pool in settings.items()}
+        self._core = Core(limits, total or TotalLimits(), minimum_keys=minimum_keys)
+        self._workers: dict[int, _LiveWorker] = {}
+        self._waiters: dict[int, asyncio.Future[Lease]] = {}
+        self._last_lease_id = 0
+        self._inbox: deque[m.Event] = deque()
+        self._handling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._empty: asyncio.Event = asyncio.Event()
+        self._closing: asyncio.Task[None] | None = None
+        self._obey: dict[type, Callable[[Any], None]] = {
+            m.Start: self._on_start,
+            m.Warm: self._on_warm,
+            m.Probe: self._on_probe,
+            m.Grant: self._on_grant,
+            m.Refuse: self._on_refuse,
+            m.Clean: self._on_clean,
+            m.Stop: self._on_stop,
+            m.WakeAt: self._on_wake_at,
+        }
+
+    # ---- for those who want a worker -----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to keep the minimum of warm workers."""
+        self._feed(m.Tick())
+
+    async def acquire(self, key: WorkerKey, *, timeout_s: float | None = None) -> Lease:
+        """A worker of this key, the most recently used first; waits in turn while there is none.
+
+        `timeout_s`: how long to wait at most; None: what the pool is set to. Does not suspend when a
+        worker is idle. Raises UnknownPool, PoolTimeout, PoolExhausted, PoolDraining, WorkerStartFailed
+        (no worker of this key can be started; with the program's stderr), RuntimeUnavailable.
+        """
+        self._last_lease_id += 1
+        lease_id = self._last_lease_id
+        if timeout_s is None and key.pool in self._settings:
+            timeout_s = self._settings[key.pool].acquire_timeout_s
+        deadline = None if timeout_s is None else monotonic_s() + timeout_s
+        granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._waiters[lease_id] = granted
+        self._feed(m.Acquire(lease_id, key, deadline))
+        if granted.done():
+            return granted.result()
+        try:
+            return await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                granted.result().release()
+            else:
+                self._waiters.pop(lease_id, None)
+                self._feed(m.WaiterGone(lease_id))
+            raise
+
+    def retire(self, worker_id: int, reason: StopReason) -> None:
+        """Stop a worker: now if nobody has it, else when its last lease is released."""
+        self._feed(m.Retire(worker_id, reason))
+
+    def pool_states(self) -> Mapping[str, PoolState]:
+        """The core's books, to read."""
+        return self._core.registry.pools
+
+    async def wait_until_clean(self, worker_id: int) -> None:
+        """Until the worker is not being cleaned (or stopped for it). Raises WorkerDied if it was stopped."""
+        worker = self._workers.get(worker_id)
+        while worker is not None and worker.task is not None and worker.reason is None:
+            await asyncio.wait([worker.task])
+        if worker is None or worker.reason is not None:
+            reason = "" if worker is None or worker.reason is None else f": {worker.reason.value}"
+            raise WorkerDied(f"worker {worker_id} did not survive its cleaning{reason}")
+
+    async def wait_until_stopped(self, worker_id: int) -> None:
+        """Until nothing is left of this worker."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            worker.watchers.append(stopped)
+            await stopped
+
+    async def close(self, drain_timeout_s: float = 0.0) -> None:
+        """Refuse those who wait, let leases end for `drain_timeout_s`, then stop every worker.
+
+        When it returns, also by cancellation, nothing of any worker is left. Idempotent.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(drain_timeout_s), name="pool close")
+        try:
+            await asyncio.shield(self._closing)
+        except asyncio.CancelledError:
+            for worker_id, worker in list(self._workers.items()):
+                if worker.reason is None:
+                    self._feed(m.Exited(worker_id, StopReason.DRAINED, WorkerDied("the pool was closed")))
+            await asyncio.wait([self._closing])
+            raise
+
+    async def _close(self, drain_timeout_s: float) -> None:
+        self._feed(m.Drain())
+        try:
+            async with asyncio.timeout(drain_timeout_s):
+                await self._until_empty(lambda worker: worker.reason is None)
+        except TimeoutError:
+            for worker_id, worker in list(self._workers.items()):
+                if worker.reason is None:
+                    self._feed(m.Exited(worker_id, StopReason.DRAINED, WorkerDied("the pool was closed")))
+        await self._until_empty(lambda _worker: True)
+        if self._timer is not None:
+            self._timer.cancel()
+        for runtime in set(self._runtimes.values()):
+            await runtime.close()
+
+    async def _until_empty(self, counts: Callable[[_LiveWorker], bool]) -> None:
+        while any(counts(worker) for worker in self._workers.values()):
+            self._empty.clear()
+            await self._empty.wait()
+
+    # ---- the core ------------------------------------------------------------------------------------
+
+    def _feed(self, event: m.Event) -> None:
+        """Tell the core, and carry out what it says; events that come of that wait their turn."""
+        self._inbox.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            now = monotonic_s()
+            while self._inbox:
+                for command in self._core.handle(self._inbox.popleft(), now):
+                    self._obey[type(command)](command)
+        finally:
+            self._handling = False
+
+    def _on_wake_at(self, command: m.WakeAt) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(command.at, self._feed, m.Tick())
+
+    def _on_grant(self, command: m.Grant) -> None:
+        worker = self._workers[command.worker_id]
+        connection = worker.connection
+        waiter = self._waiters.pop(command.lease_id, None)
+        if waiter is None or waiter.done() or connection is None:
+            self._inbox.append(m.Released(command.lease_id, used=False))
+            return
+        execroot = worker.execroot.path if worker.execroot is not None else None
+        waiter.set_result(Lease(command.lease_id, command.worker_id, connection, execroot, self._released))
+
+    def _on_refuse(self, command: m.Refuse) -> None:
+        waiter = self._waiters.pop(command.lease_id, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(command.error)
+
+    def _released(self, lease_id: int, used: bool, problem: StopReason | None) -> None:
+        self._feed(m.Released(lease_id, used, problem))
+
+    def _on_probe(self, command: m.Probe) -> None:
+        worker = self._workers[command.worker_id]
+        problem: StopReason | None = StopReason.CRASH
+        if worker.connection is not None and worker.reason is None:
+            problem = problem_before_lease(worker.connection, worker.fingerprint)
+        self._inbox.append(m.ProbeDone(command.worker_id, command.lease_id, problem))
+
+    # ---- a worker's life -----------------------------------------------------------------------------
+
+    def _on_start(self, command: m.Start) -> None:
+        key = command.key
+        worker = self._workers[command.worker_id] = _LiveWorker(
+            key, self._settings[key.pool], ToolFingerprint.of(key.argv, key.cwd)
+        )
+        worker.task = self._spawn(self._start(command.worker_id, worker), f"start worker {command.worker_id}")
+
+    async def _start(self, worker_id: int, worker: _LiveWorker) -> None:
+        key, settings = worker.key, worker.settings
+        try:
+            if key.own_execroot:
+                worker.execroot = WorkerExecroot.make(key.cwd, worker_id)
+            worker.process = await self._runtimes[key.pool].start(
+                WorkerSpec(
+                    name=f"{key.label}-{worker_id}",
+                    argv=key.argv,
+                    env=dict(key.env),
+                    cwd=worker.execroot.path if worker.execroot is not None else key.cwd,
+                    language=settings.language,
+                    gc_command=settings.gc_command,
+                )
+            )
+        except WrapperError as error:
+            self._start_failed(worker_id, worker, error)
+            return
+        except OSError as error:
+            self._start_failed(worker_id, worker, WorkerStartFailed(f"cannot start {key.label}: {error}"))
+            return
+        exchange = WorkerExchange(
+            wire_format_of(key.protocol), multiplex=key.multiplex, max_frame_bytes=settings.max_frame_bytes
+        )
+        worker.connection = WorkerConnection(
+            worker.process,
+            exchange,
+            description=f"worker {worker_id} ({key.label}, pid {worker.process.pid})",
+            frame_timeout_s=settings.frame_timeout_s,
+            on_lost=lambda reason, error: self._feed(m.Exited(worker_id, reason, error)),
+            on_stray=lambda text: self._publish(EventKind.STRAY_OUTPUT, worker_id, text),
+        )
+        worker.housekeeping = Housekeeping(
+            worker.process,
+            worker.connection,
+            settings,
+            lambda kind, detail, numbers: self._publish(kind, worker_id, detail, numbers),
+        )
+        self._publish(EventKind.WORKER_STARTED, worker_id, f"pid {worker.process.pid}")
+        self._feed(m.Started(worker_id))
+
+    def _start_failed(self, worker_id: int, worker: _LiveWorker, error: WrapperError) -> None:
+        if worker.execroot is not None:
+            worker.execroot.remove()
+        self._publish(EventKind.WORKER_START_FAILED, worker_id, error.message)
+        self._forget(worker_id)
+        self._feed(m.StartFailed(worker_id, error))
+
+    def _on_warm(self, command: m.Warm) -> None:
+        worker = self._workers[command.worker_id]
+        commands = (*worker.settings.warmup, *worker.settings.verification)
+        if not commands:
+            self._publish(EventKind.WORKER_READY, command.worker_id)
+            self._inbox.append(m.Warmed(command.worker_id))
+            return
+        worker.task = self._spawn(
+            self._warm(command.worker_id, worker, commands), f"warm worker {command.worker_id}"
+        )
+
+    async def _warm(self, worker_id: int, worker: _LiveWorker, commands: tuple[CommandSpec, ...]) -> None:
+        assert worker.process is not None  # noqa: S101 - it was started
+        for command in commands:
+            try:
+                result = await worker.process.run(command)
+            except WrapperError as error:
+                self._feed(m.Exited(worker_id, StopReason.WARMUP_FAILED, error))
+                return
+            if not result.ok:
+                how = "timed out" if result.returncode is None else f"exit code {result.returncode}"
+                message = f"warm-up of {worker.key.label}: {list(command.argv)} {how}"
+                failed = WorkerStartFailed(message, stderr_tail=result.output)
+                self._publish(EventKind.WORKER_START_FAILED, worker_id, failed.report())
+                self._feed(m.Exited(worker_id, StopReason.WARMUP_FAILED, failed))
+                return
+        self._publish(EventKind.WORKER_READY, worker_id)
+        self._feed(m.Warmed(worker_id))
+
+    def _on_clean(self, command: m.Clean) -> None:
+        worker = self._workers[command.worker_id]
+        housekeeping = worker.housekeeping
+        assert housekeeping is not None  # noqa: S101 - it has served
+        if not command.collect_garbage and housekeeping.is_clean_already():
+            self._inbox.append(m.Cleaned(command.worker_id))
+            return
+        worker.task = self._spawn(
+            self._clean(command.worker_id, housekeeping, command.collect_garbage),
+            f"clean worker {command.worker_id}",
+        )
+
+    async def _clean(self, worker_id: int, housekeeping: Housekeeping, collect_garbage: bool) -> None:
+        try:
+            problem = await housekeeping.clean(collect_garbage=collect_garbage)
+        except Exception:  # noqa: BLE001 - whatever it is, the slot must not be lost
+            _log.exception("cleaning worker %d failed", worker_id)
+            problem = StopReason.UNCLEAN
+        self._feed(m.Cleaned(worker_id, problem))
+
+    def _on_stop(self, command: m.Stop) -> None:
+        worker = self._workers[command.worker_id]
+        worker.reason = command.reason
+        self._publish(EventKind.WORKER_STOPPING, command.worker_id, command.reason.value)
+        self._spawn(self._stop(command.worker_id, worker), f"stop worker {command.worker_id}")
+
+    async def _stop(self, worker_id: int, worker: _LiveWorker) -> None:
+        try:
+            if worker.task is not None and not worker.task.done():
+                worker.task.cancel()
+                await asyncio.wait([worker.task])
+            if worker.connection is not None:
+                worker.connection.close()
+            if worker.process is not None:
+                await worker.process.stop(worker.settings.limits.stop_grace_s)
+        except RuntimeUnavailable as error:
+            _log.error("stopping worker %d: %s", worker_id, error)  # noqa: TRY400 - the message says it all
+        finally:
+            if worker.execroot is not None:
+                worker.execroot.remove()
+            self._forget(worker_id)
+            self._publish(EventKind.WORKER_STOPPED, worker_id, worker.reason.value if worker.reason else "")
+            self._feed(m.Stopped(worker_id))
+
+    def _forget(self, worker_id: int) -> None:
+        worker = self._workers.pop(worker_id)
+        for watcher in worker.watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+        self._empty.set()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+    def _publish(
+        self, kind: EventKind, worker_id: int, detail: str = "", numbers: dict[str, float] | None = None
+    ) -> None:
+        worker = self._workers.get(worker_id)
+        pool, label = (worker.key.pool, worker.key.label) if worker is not None else ("", "")
+        self.events.publish(Event(kind, pool, worker_id, label, detail, numbers or {}))
