@@ -7,6 +7,8 @@ from __future__ import annotations
 
 SHOWN_BYTES = 64
 """How many bytes of an offending frame a ProtocolError shows."""
+SHOWN_STDERR_BYTES = 8 * 1024
+"""How much of a worker's stderr an error shows."""
 
 
 class WrapperError(Exception):
@@ -29,7 +31,7 @@ class WrapperError(Exception):
         """The message, and below it what the worker last wrote to its standard error."""
         if not self.stderr_tail:
             return self.message
-        tail = self.stderr_tail.decode("utf-8", "replace").rstrip("\n")
+        tail = self.stderr_tail[-SHOWN_STDERR_BYTES:].decode("utf-8", "replace").rstrip("\n")
         return f"{self.message}\n--- last lines of the worker's stderr ---\n{tail}\n---"
 
 

@@ -39,7 +39,7 @@ class WorkerExecroot:
         os.mkdir(path, 0o700)
         execroot = cls(host, path)
         try:
-            execroot._seed()  # noqa: SLF001 - its own class
+            execroot._seed()
         except BaseException:
             execroot.remove()
             raise

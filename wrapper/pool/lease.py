@@ -7,6 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from wrapper.errors import RequestRefused, WrapperError
+from wrapper.execroot.worker_execroot import WorkerExecroot
 from wrapper.pool.worker_connection import WorkerConnection
 from wrapper.pool.worker_states import StopReason
 from wrapper.worker_protocol.exchange import SentRequest
@@ -33,7 +34,7 @@ class Lease:
         lease_id: int,
         worker_id: int,
         connection: WorkerConnection,
-        execroot: str | None,
+        execroot: WorkerExecroot | None,
         released: Callable[[int, bool, StopReason | None], None],
     ) -> None:
         self.lease_id = lease_id

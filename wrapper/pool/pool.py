@@ -31,6 +31,9 @@ from wrapper.pool.worker_states import StopReason
 from wrapper.runtime.base import CommandSpec, Runtime, WorkerProcess, WorkerSpec
 from wrapper.worker_protocol.exchange import WorkerExchange
 
+CANCELLED_GRACE_S = 0.5
+"""The asker of a cancelled request waits until its worker is gone."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -132,7 +135,7 @@ class WorkerPool:
     async def wait_until_clean(self, worker_id: int) -> None:
         """Until the worker is not being cleaned (or stopped for it). Raises WorkerDied if it was stopped."""
         worker = self._workers.get(worker_id)
-        while worker is not None and worker.task is not None and worker.reason is None:
+        while worker is not None and worker.task is not None and not worker.task.done():
             await asyncio.wait([worker.task])
         if worker is None or worker.reason is not None:
             reason = "" if worker is None or worker.reason is None else f": {worker.reason.value}"
@@ -210,8 +213,8 @@ class WorkerPool:
         if waiter is None or waiter.done() or connection is None:
             self._inbox.append(m.Released(command.lease_id, used=False))
             return
-        execroot = worker.execroot.path if worker.execroot is not None else None
-        waiter.set_result(Lease(command.lease_id, command.worker_id, connection, execroot, self._released))
+        lease = Lease(command.lease_id, command.worker_id, connection, worker.execroot, self._released)
+        waiter.set_result(lease)
 
     def _on_refuse(self, command: m.Refuse) -> None:
         waiter = self._waiters.pop(command.lease_id, None)
@@ -225,7 +228,11 @@ class WorkerPool:
         worker = self._workers[command.worker_id]
         problem: StopReason | None = StopReason.CRASH
         if worker.connection is not None and worker.reason is None:
-            problem = problem_before_lease(worker.connection, worker.fingerprint)
+            try:
+                problem = problem_before_lease(worker.connection, worker.fingerprint)
+            except Exception:  # noqa: BLE001 - a worker that cannot be looked at is not healthy
+                _log.exception("probing worker %d failed", command.worker_id)
+                problem = StopReason.UNHEALTHY
         self._inbox.append(m.ProbeDone(command.worker_id, command.lease_id, problem))
 
     # ---- a worker's life -----------------------------------------------------------------------------
@@ -244,7 +251,7 @@ class WorkerPool:
                 worker.execroot = WorkerExecroot.make(key.cwd, worker_id)
             worker.process = await self._runtimes[key.pool].start(
                 WorkerSpec(
-                    name=f"{key.label}-{worker_id}",
+                    name=key.label,
                     argv=key.argv,
                     env=dict(key.env),
                     cwd=worker.execroot.path if worker.execroot is not None else key.cwd,
@@ -255,8 +262,8 @@ class WorkerPool:
         except WrapperError as error:
             self._start_failed(worker_id, worker, error)
             return
-        except OSError as error:
-            self._start_failed(worker_id, worker, WorkerStartFailed(f"cannot start {key.label}: {error}"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the slot must not be lost
+            self._start_failed(worker_id, worker, WorkerStartFailed(f"cannot start {key.label}: {error!r}"))
             return
         exchange = WorkerExchange(
             wire_format_of(key.protocol), multiplex=key.multiplex, max_frame_bytes=settings.max_frame_bytes
@@ -318,9 +325,12 @@ class WorkerPool:
         worker = self._workers[command.worker_id]
         housekeeping = worker.housekeeping
         assert housekeeping is not None  # noqa: S101 - it has served
-        if not command.collect_garbage and housekeeping.is_clean_already():
-            self._inbox.append(m.Cleaned(command.worker_id))
-            return
+        try:
+            if not command.collect_garbage and housekeeping.is_clean_already():
+                self._inbox.append(m.Cleaned(command.worker_id))
+                return
+        except Exception:  # noqa: BLE001 - the thorough cleaning will say whether it matters
+            _log.exception("looking at worker %d after its request failed", command.worker_id)
         worker.task = self._spawn(
             self._clean(command.worker_id, housekeeping, command.collect_garbage),
             f"clean worker {command.worker_id}",
@@ -348,14 +358,14 @@ class WorkerPool:
             if worker.connection is not None:
                 worker.connection.close()
             if worker.process is not None:
-                await worker.process.stop(worker.settings.limits.stop_grace_s)
+                await worker.process.stop(_grace_s(worker))
         except RuntimeUnavailable as error:
-            _log.error("stopping worker %d: %s", worker_id, error)  # noqa: TRY400 - the message says it all
+            _log.error("stopping worker %d: %s", worker_id, error)
         finally:
             if worker.execroot is not None:
                 worker.execroot.remove()
-            self._forget(worker_id)
             self._publish(EventKind.WORKER_STOPPED, worker_id, worker.reason.value if worker.reason else "")
+            self._forget(worker_id)
             self._feed(m.Stopped(worker_id))
 
     def _forget(self, worker_id: int) -> None:
@@ -382,3 +392,11 @@ class WorkerPool:
         worker = self._workers.get(worker_id)
         pool, label = (worker.key.pool, worker.key.label) if worker is not None else ("", "")
         self.events.publish(Event(kind, pool, worker_id, label, detail, numbers or {}))
+
+
+def _grace_s(worker: _LiveWorker) -> float:
+    """A worker that died or talks nonsense gets no time for tidying up, a cancelled one gets little."""
+    grace_s = worker.settings.limits.stop_grace_s
+    if worker.reason in (StopReason.CRASH, StopReason.PROTOCOL_ERROR):
+        return 0.0
+    return min(grace_s, CANCELLED_GRACE_S) if worker.reason is StopReason.CANCELLED else grace_s

@@ -180,8 +180,8 @@ class WorkerConnection:
             self._take(data)
         if self.lost is not None:
             return
-        with_request = f" while {self.exchange.in_flight} request(s) were with it" if self._answers else ""
-        message = f"{self._description} died{with_request}: {exited.result()}"
+        busy = " in the middle of a request" if self._answers else ""
+        message = f"{self._description} died{busy}: {exited.result()}"
         cut = self.exchange.cut()
         if cut is not None:
             message += f"; it was writing: {cut.message}"

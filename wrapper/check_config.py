@@ -1,0 +1,108 @@
+"""`check-config FILE`: says what a configuration means, or what is wrong with it.
+
+Owns the print-out only. Starts nothing, looks at nothing but the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from wrapper.config import Command, Config, PoolConfig, load_config
+from wrapper.errors import ConfigError
+from wrapper.runtime.base import Language
+
+_NAME_WIDTH = 39
+
+
+def check_config(path: str | Path, out: TextIO) -> int:
+    """Print the pools of this file with every limit in force; returns the exit code.
+
+    0: nothing is wrong. Else (78) what is printed is the error that starting with this file gives.
+    """
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        print(error.report(), file=out)
+        return error.exit_code
+    for line in describe(config, str(path)):
+        print(line, file=out)
+    return 0
+
+
+def describe(config: Config, source: str) -> Iterator[str]:
+    """The effective configuration, one line after another. Values of `env` are not shown."""
+    count = len(config.pools)
+    yield f"{source}: nothing wrong; {count} pool{'s' if count != 1 else ''}"
+    yield ""
+    given = config.model_fields_set
+    yield _line(
+        "max_total_workers", _value(config.max_total_workers, "no limit"), "max_total_workers" in given
+    )
+    yield _line("drain_timeout_s", _value(config.drain_timeout_s), "drain_timeout_s" in given)
+    for pool in config.pools:
+        yield ""
+        yield from _pool(pool)
+
+
+def _pool(pool: PoolConfig) -> Iterator[str]:
+    given = pool.model_fields_set
+    yield f"pool {pool.name}: {pool.language}, {pool.runtime}"
+    yield _line("keys", _value(pool.keys) if pool.keys else "none: to be asked for by name", "keys" in given)
+    for name in ("cri_socket", "container_image"):
+        value = getattr(pool, name)
+        if value is not None:
+            yield _line(name, f"{value} (not used by plain processes)", True)
+    command = _value(pool.worker_command) if pool.worker_command else "none: the tool comes with the request"
+    yield _line("worker_command", command, "worker_command" in given)
+    yield _line("env", ", ".join(sorted(pool.env)) or "empty", "env" in given)
+    yield _line("min_warm_workers", _value(pool.warm_workers), "min_warm_workers" in given)
+    yield _line("max_workers", _value(pool.max_workers), "max_workers" in given)
+    yield _line("worker_protocol", pool.worker_protocol, "worker_protocol" in given)
+    yield _line("check_health", _value(pool.check_health), "check_health" in given)
+    default_s = pool.warmup.default_timeout_s
+    for name in ("commands", "verification", "post_job_cleanup"):
+        commands: tuple[Command, ...] = getattr(pool.warmup, name)
+        lines = [_command(command, default_s) for command in commands] or ["none"]
+        for line in lines:
+            yield _line(f"warmup.{name}", line, name in pool.warmup.model_fields_set)
+    for section in ("lifecycle", "limits", "memory"):
+        values = getattr(pool, section)
+        for name in type(values).model_fields:
+            value = _value(getattr(values, name), "never" if section == "lifecycle" else "no limit")
+            yield _line(f"{section}.{name}", value + _note(pool, name), name in values.model_fields_set)
+    yield _line("gc_command", _garbage_collection(pool), "gc_command" in given)
+
+
+def _note(pool: PoolConfig, name: str) -> str:
+    lifetime = pool.pool_limits()
+    if name == "worker_ttl_seconds" and lifetime.worker_ttl_s is not None:
+        shortest = lifetime.worker_ttl_s * (1 - lifetime.worker_ttl_jitter)
+        return f" (each worker lives {shortest:g} to {lifetime.worker_ttl_s:g} s)"
+    if name == "gc_job_frequency" and pool.gc_command is None and pool.language_kind is Language.CUSTOM:
+        return " (not used: this language has no built-in way, and there is no gc_command)"
+    return ""
+
+
+def _garbage_collection(pool: PoolConfig) -> str:
+    if pool.gc_command is not None:
+        return _command(pool.gc_command, pool.warmup.default_timeout_s)
+    return "none" if pool.language_kind is Language.CUSTOM else "built in"
+
+
+def _command(command: Command, default_timeout_s: float) -> str:
+    return f"{_value(command.argv)}, at most {command.spec(default_timeout_s).timeout_s:g} s"
+
+
+def _value(value: object, none: str = "none") -> str:
+    if value is None:
+        return none
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _line(name: str, value: str, given: bool) -> str:
+    return f"  {name:<{_NAME_WIDTH}} {value}{'' if given else '  (default)'}"

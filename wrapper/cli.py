@@ -1,0 +1,261 @@
+"""The command line of `nativelink_worker_wrapper`.
+
+Owns the options, their help and the exit codes; what they start is imported when it is known, since a
+worker host waits for the first answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from wrapper.errors import ConfigError, WrapperError
+
+if TYPE_CHECKING:
+    from wrapper.config import PoolConfig
+    from wrapper.worker_mode import WorkerModeOptions
+
+VERSION = "0.1.0"
+PERSISTENT_WORKER = "--persistent_worker"
+USAGE_EXIT_CODE = 64
+
+_DESCRIPTION = """\
+Keeps compilers warm: a persistent worker to Bazel (or any worker host), a pool of warm workers behind it.
+
+Put it in front of a tool that is a persistent worker. It starts the tool with --persistent_worker, sends
+each WorkRequest to a warm instance that is free, and cleans up, collects garbage and recycles in between.
+One multiplex wrapper drives several singleplex tools: it gives them parallelism.
+"""
+
+_EPILOG = """\
+examples:
+  nativelink_worker_wrapper -- java -jar compiler.jar --persistent_worker
+      serve WorkRequests from stdin with up to 10 warm instances of compiler.jar
+
+  nativelink_worker_wrapper --max-instances 2 --idle-timeout 60 -- ./tool --persistent_worker
+      at most two instances, each stopped after a minute without work
+
+  nativelink_worker_wrapper -- java -jar compiler.jar @args.txt
+      no --persistent_worker: becomes the tool, once
+
+  nativelink_worker_wrapper --config pools.json5 --persistent-worker-key java-17 -- tool --persistent_worker
+      limits, warm-up and cleaning of the pool that serves the key java-17
+
+  nativelink_worker_wrapper check-config pools.json5
+      say what a configuration means, or what is wrong with it
+
+exit codes: 0 the host closed stdin or sent SIGTERM and all requests were answered; 64 wrong usage;
+65 the host's requests cannot be understood; 69 the tool cannot be started; 78 wrong configuration.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if args[:1] == ["check-config"]:
+            return _check_config(args[1:])
+        return _worker_mode(args)
+    except WrapperError as error:
+        print(f"nativelink_worker_wrapper: {error.report()}", file=sys.stderr)
+        return error.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but with the usual exit code for wrong usage."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.print_usage(sys.stderr)
+        self.exit(USAGE_EXIT_CODE, f"{self.prog}: {message} (--help explains)\n")
+
+
+def _check_config(args: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="nativelink_worker_wrapper check-config",
+        description="Print the pools of a configuration with every limit in force, or what is wrong with it.",
+    )
+    parser.add_argument("file", metavar="FILE", help="a JSON5 file with pools")
+    from wrapper.check_config import check_config
+
+    return check_config(parser.parse_args(args).file, sys.stdout)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="nativelink_worker_wrapper",
+        usage="%(prog)s [options] -- TOOL [STARTUP ARGS] --persistent_worker\n"
+        "       %(prog)s check-config FILE",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    pool = parser.add_argument_group("the pool")
+    pool.add_argument("--config", metavar="FILE", help="a JSON5 file with pools; its limits are the defaults")
+    pool.add_argument(
+        "--persistent-worker-key",
+        metavar="KEY",
+        default="",
+        help="with --config: which pool; part of the identity of the workers",
+    )
+    pool.add_argument(
+        "--max-instances", metavar="N", type=_positive, help="instances of the tool at most (default 10)"
+    )
+    pool.add_argument(
+        "--idle-timeout",
+        metavar="S",
+        type=_seconds,
+        help="seconds without work after which an instance is stopped (default 300)",
+    )
+    pool.add_argument(
+        "--log-dir",
+        metavar="DIR",
+        help="write the tools' stderr to rotating files there (default: keep a tail)",
+    )
+    protocol = parser.add_argument_group("what the host speaks, and what the tool understands")
+    protocol.add_argument(
+        "--worker-protocol",
+        choices=("auto", "proto", "json"),
+        default="auto",
+        help="format of the host's requests (default auto: found out from the first bytes)",
+    )
+    protocol.add_argument(
+        "--tool-protocol",
+        choices=("proto", "json"),
+        help="format that the tool understands (default proto, or what --config says)",
+    )
+    protocol.add_argument(
+        "--tool-multiplex",
+        metavar="N",
+        nargs="?",
+        type=_positive,
+        const=8,
+        help="the tool takes N requests at a time (8 if N is not given)",
+    )
+    protocol.add_argument(
+        "--tool-sandbox", action="store_true", help="the tool works in a request's sandbox_dir"
+    )
+    protocol.add_argument("--tool-cancel", action="store_true", help="the tool answers cancel requests")
+    protocol.add_argument(
+        "--language",
+        choices=("auto", "jvm", "nodejs", "custom"),
+        default="auto",
+        help="how the tool's garbage is collected (default auto: by the program's name)",
+    )
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more on stderr; twice: all")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    return parser
+
+
+def _worker_mode(args: list[str]) -> int:
+    separator = args.index("--") if "--" in args else len(args)
+    parser = _parser()
+    given = parser.parse_args(args[:separator])
+    tool = args[separator + 1 :]
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(given.verbose, 2)],
+        format="nativelink_worker_wrapper: %(message)s",
+    )
+    pool = _configured_pool(given)
+    if not tool and pool is not None and pool.worker_command:
+        tool = [*pool.worker_command]
+    elif not tool:
+        parser.error("no tool given: put it after --")
+    elif PERSISTENT_WORKER not in tool:
+        from wrapper.one_shot import run_once
+
+        run_once(tool)
+    import asyncio
+
+    from wrapper.runtime.local_process import LocalProcessRuntime
+    from wrapper.worker_mode import serve
+
+    options = _options(given, tool, pool)
+    return asyncio.run(serve(options, LocalProcessRuntime(log_dir=given.log_dir)))
+
+
+def _options(given: argparse.Namespace, tool: list[str], pool: PoolConfig | None) -> WorkerModeOptions:
+    from dataclasses import replace
+
+    from wrapper.action_runner import ToolAbilities
+    from wrapper.pool.settings import PoolSettings
+    from wrapper.runtime.base import Language
+    from wrapper.runtime.spawn import resolve_program
+    from wrapper.worker_mode import WorkerModeOptions
+    from wrapper.worker_protocol.wire_format import WireFormat
+
+    settings = PoolSettings(name="worker-mode") if pool is None else pool.settings()
+    limits = settings.limits
+    if pool is None or pool.worker_command != tuple(tool):
+        limits = replace(limits, min_warm_workers=0)  # what the pool keeps warm is not this tool
+    if given.max_instances is not None:
+        limits = replace(
+            limits,
+            max_instances_per_key=given.max_instances,
+            max_workers=max(limits.max_workers, given.max_instances),
+            min_warm_workers=min(limits.min_warm_workers, given.max_instances),
+        )
+    if given.idle_timeout is not None:
+        limits = replace(limits, idle_timeout_s=given.idle_timeout)
+    if given.tool_multiplex is not None:
+        limits = replace(limits, max_requests_per_worker_at_once=given.tool_multiplex)
+    env = {**os.environ, **(dict(pool.env) if pool is not None else {})}
+    cwd = os.getcwd()
+    program = resolve_program(tool[0], env, cwd)
+    language = settings.language
+    if given.language != "auto":
+        language = Language(given.language)
+    elif pool is None:
+        names = {"java": Language.JVM, "node": Language.NODEJS, "nodejs": Language.NODEJS}
+        language = names.get(os.path.basename(program), Language.CUSTOM)
+    tool_protocol = given.tool_protocol or (pool.worker_protocol if pool is not None else "proto")
+    return WorkerModeOptions(
+        argv=(program, *tool[1:]),
+        settings=replace(settings, limits=limits, language=language),
+        env=env,
+        cwd=cwd,
+        persistent_worker_key=given.persistent_worker_key,
+        upstream_format=None if given.worker_protocol == "auto" else WireFormat(given.worker_protocol),
+        tool_format=WireFormat(tool_protocol),
+        tool=ToolAbilities(
+            multiplex=limits.max_requests_per_worker_at_once > 1,
+            sandbox=given.tool_sandbox,
+            cancel=given.tool_cancel,
+        ),
+        check_health=pool is not None and pool.check_health,
+    )
+
+
+def _configured_pool(given: argparse.Namespace) -> PoolConfig | None:
+    if given.config is None:
+        return None
+    from wrapper.config import load_config
+
+    config = load_config(given.config)
+    key = given.persistent_worker_key
+    pool = config.pool_for_key(key) if key else None
+    if pool is None and not key and len(config.pools) == 1:
+        pool = config.pools[0]
+    if pool is None:
+        served = "; ".join(f"{pool.name}: {', '.join(pool.keys) or 'no keys'}" for pool in config.pools)
+        asked = f"persistentWorkerKey {key!r}" if key else "requests without a key (--persistent-worker-key)"
+        raise ConfigError(f"{given.config}: no pool serves {asked}. Pools and their keys: {served}")
+    return pool
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError("must be a positive number of seconds")
+    return number

@@ -1,0 +1,246 @@
+"""What is wrong with a configuration, in words: path of the field, what was found, what is allowed.
+
+Owns the wording and the checks that compare several fields. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from wrapper.config_models import Allowed, Config, PoolConfig
+
+_MAX_SHOWN = 60
+
+_MEANT = {
+    "pool_name": "name",
+    "image": "container_image",
+    "socket": "cri_socket",
+    "command": "worker_command",
+    "protocol": "worker_protocol",
+    "min_workers": "min_warm_workers",
+    "max_workers": "max_total_workers",
+}
+"""Names that are nearer to another in meaning than in spelling; used where the latter exists."""
+
+
+def problems_of(document: Mapping[str, object]) -> tuple[Config | None, list[str]]:
+    """The document as a Config and no problems; or None and all of them, one line each."""
+    problems: list[str] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(document)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        problems += [_in_words(one) for one in details if not _follows(one, details)]
+    # A wrong field must not hide what is wrong between others: these checks run on every pool that
+    # is right in itself, whatever the rest of the document holds.
+    raw_pools = document.get("pools")
+    pools: dict[int, PoolConfig] = {}
+    for index, raw in enumerate(raw_pools if isinstance(raw_pools, list) else ()):
+        try:
+            pools[index] = PoolConfig.model_validate(raw)
+        except ValidationError:
+            pass  # reported above
+    for index, pool in pools.items():
+        problems += _within_pool(f"pools[{index}]", pool)
+    problems += _between_pools(pools)
+    if config is not None:
+        problems += _totals(config)
+    return (None if problems else config), problems
+
+
+def path_of(location: Sequence[str | int]) -> str:
+    """`pools[1].lifecycle.gc_job_frequency`."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif step != "[key]":
+            name = step if step.isidentifier() else json.dumps(step, ensure_ascii=False)
+            path += f".{name}" if path else name
+    return path or "the document"
+
+
+def shown(value: object) -> str:
+    """A value as JSON, cut short."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+
+
+def _follows(one: Any, others: list[Any]) -> bool:
+    """Whether this error only says that the list lacks the items that others are about."""
+    depth = len(one["loc"])
+    return one["type"] == "too_short" and any(
+        len(other["loc"]) > depth and other["loc"][:depth] == one["loc"] for other in others
+    )
+
+
+def _in_words(details: Any) -> str:
+    """One error of pydantic's as a line of ours."""
+    location: tuple[str | int, ...] = details["loc"]
+    path = path_of(location)
+    model, field = _field_at(location)
+    if details["type"] == "extra_forbidden":
+        return f"{path}: unknown name{_suggestion(location)}"
+    rule = _allowed(field)
+    allowed = rule.words
+    if details["type"] == "missing":
+        return f"{path}: must be given; allowed: {allowed}"
+    if details["type"] == "model_type" and model is not None:
+        return f"{path}: found {shown(details['input'])}; allowed: an object with {_names(model)}"
+    if path.endswith(".runtime") and details["input"] == "cri":
+        return (
+            f'{path}: found "cri"; containers are not available in this version; '
+            'allowed: "process" (the worker is a plain process, not isolated)'
+        )
+    found = "the name " + shown(details["input"]) if location[-1] == "[key]" else shown(details["input"])
+    return f"{path}: found {found}; allowed: {allowed}{_near(details['input'], rule)}"
+
+
+def _field_at(location: Sequence[str | int]) -> tuple[type[BaseModel] | None, FieldInfo | None]:
+    """The innermost field on the way, and its model class if it holds one (or a list of one)."""
+    model: type[BaseModel] | None = Config
+    field: FieldInfo | None = None
+    for step in location:
+        if isinstance(step, int) or model is None or step not in model.model_fields:
+            continue
+        field = model.model_fields[step]
+        model = _model_in(field.annotation)
+    return model, field
+
+
+def _model_at(location: Sequence[str | int]) -> type[BaseModel]:
+    return _field_at(location)[0] or Config
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in found if model is not None), None)
+
+
+def _allowed(field: FieldInfo | None) -> Allowed:
+    # The outermost comes last, and says more than the type that it wraps.
+    rules = () if field is None else tuple(item for item in field.metadata if isinstance(item, Allowed))
+    return rules[-1] if rules else Allowed("what docs/configuration.md says")
+
+
+def _names(model: type[BaseModel]) -> str:
+    return ", ".join(model.model_fields)
+
+
+def _suggestion(location: Sequence[str | int]) -> str:
+    """What an unknown name may have meant: a name here, or one in another section."""
+    name, model = str(location[-1]), _model_at(location[:-1])
+    here = list(model.model_fields)
+    if _MEANT.get(name) in here:
+        return f'; did you mean "{_MEANT[name]}"?'
+    written = name.lower().replace("-", "_")
+    elsewhere = {path.rpartition(".")[2]: path for path in field_paths(Config)}
+    near_here = difflib.get_close_matches(written, here, n=1, cutoff=0.7)
+    near_elsewhere = difflib.get_close_matches(written, list(elsewhere), n=1, cutoff=0.8)
+    if near_here and name not in elsewhere:
+        return f'; did you mean "{near_here[0]}"?'
+    if near_elsewhere:
+        pool = path_of(location[:2]) if len(location) > 2 else "pools[0]"
+        return f'; did you mean "{elsewhere[near_elsewhere[0]].replace("pools[]", pool)}"?'
+    return f"; known here: {_names(model)}"
+
+
+def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every field of a model and of those inside, as `pools[].lifecycle.gc_job_frequency`."""
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        many = "[]" if inner is not None and "tuple" in str(field.annotation) else ""
+        yield f"{prefix}{name}"
+        if inner is not None:
+            yield from field_paths(inner, f"{prefix}{name}{many}.")
+
+
+def _near(value: object, rule: Allowed) -> str:
+    near = difflib.get_close_matches(value.lower(), rule.choices, n=1) if isinstance(value, str) else None
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def _within_pool(path: str, pool: PoolConfig) -> Iterator[str]:
+    warm, limits = pool.warm_workers, pool.limits
+    if warm and not pool.worker_command:
+        yield (
+            f"{path}.min_warm_workers: found {warm} while worker_command is empty; "
+            "allowed: 0, or give the worker_command to start"
+        )
+    if warm > pool.max_workers:
+        yield (
+            f"{path}.min_warm_workers: found {warm}; "
+            f"allowed: at most {path}.max_workers, which is {pool.max_workers}"
+        )
+    if warm > limits.max_instances_per_key:
+        yield (
+            f"{path}.min_warm_workers: found {warm}; "
+            f"allowed: at most {path}.limits.max_instances_per_key, which is {limits.max_instances_per_key} "
+            "(warm workers all have the same key)"
+        )
+    if not pool.worker_command and not pool.keys:
+        yield (
+            f"{path}.keys: found no pattern while worker_command is empty, so nothing could use this pool; "
+            "allowed: at least one pattern, or give a worker_command"
+        )
+    if "runtime" not in pool.model_fields_set:
+        for name in ("cri_socket", "container_image"):
+            if getattr(pool, name) is not None:
+                yield (
+                    f"{path}.{name}: containers are not available in this version; allowed: leave it out, "
+                    'or say runtime: "process" to run the workers as plain processes, not isolated'
+                )
+
+
+def _between_pools(pools: Mapping[int, PoolConfig]) -> Iterator[str]:
+    names: dict[str, int] = {}
+    patterns: list[tuple[str, str]] = []
+    for index, pool in pools.items():
+        first = names.setdefault(pool.name, index)
+        if first != index:
+            yield (
+                f"pools[{index}].name: found {shown(pool.name)}, which is pools[{first}]'s name; "
+                "allowed: a name of its own"
+            )
+        for position, pattern in enumerate(pool.keys):
+            path = f"pools[{index}].keys[{position}]"
+            for earlier_path, earlier in patterns:
+                if pattern == earlier or _covers(earlier, pattern):
+                    yield (
+                        f"{path}: found {shown(pattern)}, which {earlier_path} ({shown(earlier)}) has taken: "
+                        "the first match in the document's order wins; allowed: a pattern not taken before, "
+                        "or the narrower pool first"
+                    )
+                    break
+            patterns.append((path, pattern))
+
+
+def _covers(wide: str, narrow: str) -> bool:
+    """Whether surely every key that `narrow` matches is matched by `wide` too.
+
+    A `*` also matches the special characters of a pattern, so a pattern whose only special one is
+    `*` covers every pattern that it matches as text. For others this says no.
+    """
+    return not set(wide) & set("?[") and fnmatchcase(narrow, wide)
+
+
+def _totals(config: Config) -> Iterator[str]:
+    warm = sum(pool.warm_workers for pool in config.pools)
+    if config.max_total_workers is not None and warm > config.max_total_workers:
+        yield (
+            f"max_total_workers: found {config.max_total_workers}; allowed: at least {warm}, "
+            "the sum of min_warm_workers of all pools"
+        )

@@ -1,0 +1,262 @@
+"""The stdin/stdout face: a persistent worker to its host, a pool of them behind.
+
+Composition root of that face: builds the pool on the process runtime, reads WorkRequests, answers each
+of them exactly once whatever happens, and ends on EOF (after finishing what it accepted) and on SIGTERM
+or SIGINT (cancelling it). The rules of the protocol that it keeps are `worker_protocol/exchange.py`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from dataclasses import dataclass, replace
+
+from wrapper.action_runner import Action, ToolAbilities
+from wrapper.errors import ProtocolError, RequestCancelled, WrapperError
+from wrapper.events import EventBus, log_events
+from wrapper.pool.limits import TotalLimits
+from wrapper.pool.pool import WorkerPool
+from wrapper.pool.settings import PoolSettings
+from wrapper.pool.worker_key import WorkerKey
+from wrapper.runtime.base import Runtime
+from wrapper.upstream import UpstreamReader, UpstreamWriter, claim_stdio
+from wrapper.worker_protocol.exchange import Ticket, UpstreamLedger
+from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
+from wrapper.worker_protocol.wire_format import (
+    MessageDecoder,
+    WireFormat,
+    detect,
+    encode_response,
+    request_decoder,
+)
+
+MAX_IN_FLIGHT = 1_000
+"""Requests accepted at a time; beyond that the host is not read until some are answered."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerModeOptions:
+    """What the command line and the configuration say."""
+
+    argv: tuple[str, ...]
+    """The tool with its startup arguments."""
+    settings: PoolSettings
+    env: dict[str, str]
+    cwd: str
+    persistent_worker_key: str = ""
+    upstream_format: WireFormat | None = None
+    """None: found out from the first bytes."""
+    tool_format: WireFormat = WireFormat.PROTO
+    tool: ToolAbilities = ToolAbilities()  # noqa: RUF009 - frozen
+    total: TotalLimits = TotalLimits()  # noqa: RUF009 - frozen
+    check_health: bool = False
+    log_dir: str | None = None
+
+    @property
+    def key(self) -> WorkerKey:
+        return WorkerKey(
+            pool=self.settings.name,
+            argv=self.argv,
+            cwd=self.cwd,
+            env=tuple(sorted(self.env.items())),
+            persistent_worker_key=self.persistent_worker_key,
+            protocol=self.tool_format.value,
+            multiplex=self.tool.multiplex,
+        )
+
+
+class WorkerMode:
+    """One conversation with a worker host. `run` returns the exit code of the process."""
+
+    def __init__(self, options: WorkerModeOptions, pool: WorkerPool, stdin_fd: int, stdout_fd: int) -> None:
+        self._options = options
+        self._pool = pool
+        self._key = options.key
+        self._sandboxed_key = replace(self._key, own_execroot=True)
+        self._reader = UpstreamReader(stdin_fd, self._received)
+        self._writer = UpstreamWriter(stdout_fd, self._host_gone)
+        self._format = options.upstream_format
+        self._decoder: MessageDecoder[WorkRequest] | None = None
+        self._head = b""
+        self._ledger = UpstreamLedger()
+        self._actions: dict[Ticket, Action] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping: str | None = None
+        self._exit_code = 0
+
+    async def run(self) -> int:
+        """Serve until the host ends it."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, f"the wrapper received {number.name}")
+        try:
+            self._pool.start()
+            self._reader.resume()
+            await self._ended.wait()
+            self._reader.close()
+            if self._stopping is None:
+                await self._until_answered_or_stopped()
+            if self._stopping is not None:
+                for task in self._tasks:
+                    task.cancel()
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+            await self._flush()
+        finally:
+            self._reader.close()
+            await self._pool.close()
+            self._writer.close()
+        return self._exit_code
+
+    # ---- from the host -----------------------------------------------------------------------------
+
+    def _received(self, data: bytes) -> None:
+        try:
+            self._decode(data)
+        except ProtocolError as error:
+            # Nothing after this can be understood; what was understood before it is still answered.
+            _log.error("the worker host's requests: %s", error.message)
+            self._exit_code = error.exit_code
+            data = b""
+        if not data:
+            self._reader.pause()
+            self._ended.set()
+        elif len(self._ledger) >= MAX_IN_FLIGHT or self._writer.is_congested:
+            self._reader.pause()
+
+    def _decode(self, data: bytes) -> None:
+        if self._decoder is None:
+            self._head += data
+            self._format = self._format or detect(self._head, at_eof=not data)
+            if self._format is None:
+                return
+            max_frame_bytes = self._options.settings.max_frame_bytes
+            self._decoder = request_decoder(self._format, max_frame_bytes)
+            self._decoder.feed(self._head)
+            self._head = b""
+        else:
+            self._decoder.feed(data)
+        while (request := self._decoder.next_message()) is not None:
+            self._accept(request)
+        if not data:
+            self._decoder.end_of_stream()
+
+    def _accept(self, request: WorkRequest) -> None:
+        if request.pb.cancel:
+            ticket = self._ledger.cancel(request.pb.request_id)
+            if ticket is not None:
+                self._actions[ticket].cancel()
+            return
+        ticket = self._ledger.accept(request)
+        sandboxed = request.pb.sandbox_dir and not self._options.tool.sandbox
+        if sandboxed and self._options.tool.multiplex:
+            self._answer(ticket, _refusal(request))
+            return
+        key = self._sandboxed_key if sandboxed else self._key
+        action = self._actions[ticket] = Action(self._pool, self._options.tool, key, request)
+        self._idle.clear()
+        task = asyncio.create_task(self._serve(ticket, action), name=f"request {ticket.upstream_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, ticket: Ticket, action: Action) -> None:
+        """One request, answered exactly once; the pool is busy with what comes after while we return."""
+        try:
+            await action.run(lambda response: self._answer(ticket, response))
+        except RequestCancelled:
+            self._answer(ticket, WorkResponse.of(was_cancelled=True))
+        except WrapperError as error:
+            self._answer_error(ticket, error)
+        except asyncio.CancelledError:
+            self._answer(ticket, _failure(70, f"cancelled: {self._stopping or 'the wrapper stops'}"))
+        except BaseException as error:
+            self._answer(ticket, _failure(70, f"an error of the wrapper's own: {error!r}"))
+            raise
+
+    # ---- to the host -------------------------------------------------------------------------------
+
+    def _answer_error(self, ticket: Ticket, error: WrapperError) -> None:
+        if not ticket.answered:
+            _log.warning("request %d failed: %s", ticket.upstream_id, error.message)
+            self._answer(ticket, _failure(error.exit_code, error.report()))
+        else:
+            _log.warning("after request %d was answered: %s", ticket.upstream_id, error.message)
+
+    def _answer(self, ticket: Ticket, response: WorkResponse) -> None:
+        if ticket.answered:
+            return
+        response = self._ledger.answer(ticket, response)
+        self._actions.pop(ticket, None)
+        self._writer.write(encode_response(self._format or WireFormat.PROTO, response))
+        if not len(self._ledger):
+            self._idle.set()
+        if not self._ended.is_set() and not self._writer.is_congested:
+            self._reader.resume()
+
+    async def _flush(self) -> None:
+        if self._stopping is not None:
+            return  # the host that sent SIGTERM does not read any more: what the pipe took is what it gets
+        flush = asyncio.ensure_future(self._writer.flush())
+        stopped = asyncio.ensure_future(self._until_stopped())
+        await asyncio.wait((flush, stopped), return_when=asyncio.FIRST_COMPLETED)
+        for waiter in (flush, stopped):
+            waiter.cancel()
+        await asyncio.wait((flush, stopped))
+
+    # ---- the end -----------------------------------------------------------------------------------
+
+    def _stop(self, why: str) -> None:
+        if self._stopping is None:
+            _log.info("stopping: %s", why)
+            self._stopping = why
+        self._ended.set()
+        self._idle.set()
+
+    def _host_gone(self) -> None:
+        self._stop("the worker host closed our stdout")
+
+    async def _until_answered_or_stopped(self) -> None:
+        while len(self._ledger) and self._stopping is None:
+            self._idle.clear()
+            await self._idle.wait()
+
+    async def _until_stopped(self) -> None:
+        while self._stopping is None:
+            self._idle.clear()
+            await self._idle.wait()
+
+
+def _failure(exit_code: int, text: str) -> WorkResponse:
+    return WorkResponse.of(exit_code=exit_code, output=f"nativelink_worker_wrapper: {text}\n".encode())
+
+
+def _refusal(request: WorkRequest) -> WorkResponse:
+    sandbox_dir = os.fsdecode(request.pb.sandbox_dir)
+    return _failure(
+        64,
+        f"the request is to run in the sandbox {sandbox_dir!r}, but this multiplex tool is not known to "
+        "support that, and it would read outside of it. Give the wrapper --tool-sandbox if the tool does, "
+        "leave --tool-multiplex away, or remove supports-multiplex-sandboxing from the action.",
+    )
+
+
+async def serve(options: WorkerModeOptions, runtime: Runtime) -> int:
+    """Speak with the host on our stdin and stdout until it ends that; returns our exit code."""
+    stdin_fd, stdout_fd = claim_stdio()
+    events = EventBus()
+    events.subscribe(log_events)
+    pool = WorkerPool(
+        {options.settings.name: options.settings},
+        {options.settings.name: runtime},
+        total=options.total,
+        minimum_keys={options.settings.name: options.key},
+        events=events,
+    )
+    return await WorkerMode(options, pool, stdin_fd, stdout_fd).run()
