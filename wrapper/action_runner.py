@@ -1,21 +1,28 @@
 """One request from lease to release: lease → stage → exchange → collect → release.
 
 Owns the order of these steps, their undoing, and what a cancel means in each of them. Knows nothing of
-where the request came from: its asker answers it with what `run` returns or raises.
+where the request came from: its asker is told the outcome once.
+
+Driven by callbacks from the pool and the worker, without a task of its own: see
+`worker_connection.py`. Each step is synchronous, so nothing can be cancelled inside one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wrapper.errors import RequestCancelled
+from wrapper.errors import RequestCancelled, WrapperError
+from wrapper.execroot.worker_execroot import StagedSandbox
 from wrapper.pool.lease import Lease
 from wrapper.pool.pool import WorkerPool
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import StopReason
 from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,90 +38,142 @@ class ToolAbilities:
 
 
 class Action:
-    """One request on its way through the pool."""
+    """One request on its way through the pool.
 
-    def __init__(self, pool: WorkerPool, tool: ToolAbilities, key: WorkerKey, request: WorkRequest) -> None:
+    `on_outcome` is called exactly once: with the worker's response, before the worker is cleaned; with
+    RequestCancelled after a cancel, when no process is at work for the request any more; or with the
+    WrapperError that prevented an answer.
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_key",
+        "_lease",
+        "_lease_id",
+        "_on_outcome",
+        "_pool",
+        "_request",
+        "_staged",
+        "_timer",
+        "_tool",
+    )
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        tool: ToolAbilities,
+        key: WorkerKey,
+        request: WorkRequest,
+        on_outcome: Callable[[WorkResponse | WrapperError], None],
+    ) -> None:
         self._pool = pool
         self._tool = tool
         self._key = key
         self._request = request
+        self._on_outcome: Callable[[WorkResponse | WrapperError], None] | None = on_outcome
+        self._lease_id = 0
         self._lease: Lease | None = None
-        self._cancelled = False
-        self._task: asyncio.Task[object] | None = None
+        self._staged: StagedSandbox | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._cancelled = False
 
-    async def run(self, answer: Callable[[WorkResponse], None]) -> None:
-        """Call `answer` once with the worker's response, before the worker is released and cleaned.
-
-        Raises instead RequestCancelled after `cancel`, or the WrapperError that prevented an answer.
-        When it raises RequestCancelled no process is at work for the request any more.
-        """
-        self._task = asyncio.current_task()
-        try:
-            await self._run(answer)
-        except asyncio.CancelledError:
-            if not self._cancelled:
-                raise
-            # Ours, not somebody's who wants this task gone: it ends here.
-            if self._task is not None:
-                self._task.uncancel()
-            if self._lease is not None:
-                await self._pool.wait_until_stopped(self._lease.worker_id)
-            raise RequestCancelled("the request was cancelled") from None
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-
-    async def _run(self, answer: Callable[[WorkResponse], None]) -> None:
-        request = self._request
-        sandbox_dir = request.pb.sandbox_dir
-        lease = await self._pool.acquire(self._key)
-        self._lease = lease
-        try:
-            if sandbox_dir and not self._tool.sandbox:
-                response = await self._execute_staged(lease, sandbox_dir)
-            else:
-                response = await lease.execute(request)
-            answer(response)
-        finally:
-            lease.release()
-
-    async def _execute_staged(self, lease: Lease, sandbox_dir: bytes) -> WorkResponse:
-        """Stage, exchange, collect. A worker that leaves this way but with an answer must not go on."""
-        if lease.execroot is None:
-            raise AssertionError("a sandboxed request was given to a worker without an execroot of its own")
-        self._request.pb.sandbox_dir = b""
-        staged = lease.execroot.stage(sandbox_dir)
-        try:
-            response = await lease.execute(self._request)
-        except BaseException:
-            lease.stop_worker(StopReason.CRASH)
-            staged.abandon()
-            raise
-        try:
-            staged.collect()
-        except BaseException:
-            lease.stop_worker(StopReason.UNCLEAN)
-            raise
-        return response
+    def start(self) -> None:
+        """Ask the pool for a worker. The outcome may be known before this returns."""
+        self._lease_id = self._pool.ask(self._key, self._leased)
 
     def cancel(self) -> None:
-        """The asker wants no answer any more. `run` still ends in one of its ways.
+        """The asker wants no answer any more; there still will be an outcome.
 
         Not with a worker yet: it never will be. A tool that knows cancel is asked. A singleplex worker
         is stopped. A multiplex one is let finish, since others' requests are with it.
         """
+        if self._on_outcome is None or self._cancelled:
+            return
         if self._lease is None:
-            self._give_up()
+            self._pool.take_back(self._lease_id)
+            self._end(RequestCancelled("the request was cancelled while it waited for a worker"))
         elif self._tool.cancel:
             self._lease.ask_cancel()
             if not self._tool.multiplex:
                 loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(self._tool.cancel_timeout_s, self._give_up)
+                self._timer = loop.call_later(self._tool.cancel_timeout_s, self.abort)
         elif not self._tool.multiplex:
-            self._give_up()
+            self.abort()
 
-    def _give_up(self) -> None:
+    def abort(self) -> None:
+        """End it now, whatever the tool can: a worker that has the request is stopped."""
+        if self._on_outcome is None or self._cancelled:
+            return
         self._cancelled = True
-        if self._task is not None:
-            self._task.cancel()
+        lease = self._lease
+        if lease is None:
+            self._pool.take_back(self._lease_id)
+            self._end(RequestCancelled("the request was cancelled while it waited for a worker"))
+            return
+        lease.give_up()
+        self._abandon_sandbox()
+        lease.release()
+        gone = RequestCancelled("the request was cancelled; its worker was stopped")
+        self._pool.when_stopped(lease.worker_id, lambda: self._end(gone))
+
+    def _leased(self, lease: Lease | WrapperError) -> None:
+        if isinstance(lease, WrapperError):
+            self._end(lease)
+            return
+        self._lease = lease
+        try:
+            sandbox_dir = self._request.pb.sandbox_dir
+            if sandbox_dir and not self._tool.sandbox:
+                self._stage(lease, sandbox_dir)
+            lease.send(self._request, self._answered)
+        except WrapperError as error:
+            self._give_back_sandbox()
+            self._end(error)
+            lease.release()
+        except Exception as error:  # noqa: BLE001 - the slot must not be lost, nor the asker left waiting
+            _log.exception("an error of the wrapper's own")
+            self._abandon_sandbox()
+            self._end(WrapperError(f"an error of the wrapper's own: {error!r}"))
+            lease.stop_worker(StopReason.FAILED)
+            lease.release()
+
+    def _answered(self, answer: WorkResponse | WrapperError) -> None:
+        lease = self._lease
+        if lease is None or self._cancelled:
+            return
+        if isinstance(answer, WrapperError):
+            self._abandon_sandbox()
+        else:
+            problem = self._give_back_sandbox()
+            answer = answer if problem is None else problem
+        try:
+            self._end(answer)
+        finally:
+            lease.release()
+
+    def _stage(self, lease: Lease, sandbox_dir: bytes) -> None:
+        if lease.execroot is None:
+            raise AssertionError("a sandboxed request was given to a worker without an execroot of its own")
+        self._request.pb.sandbox_dir = b""
+        self._staged = lease.execroot.stage(sandbox_dir)
+
+    def _give_back_sandbox(self) -> WrapperError | None:
+        if self._staged is not None and self._lease is not None:
+            try:
+                self._staged.collect()
+            except WrapperError as error:
+                self._lease.stop_worker(StopReason.UNCLEAN)
+                return error
+        return None
+
+    def _abandon_sandbox(self) -> None:
+        """The worker may still write there: its execroot goes with it, nothing is given back."""
+        if self._staged is not None:
+            self._staged.abandon()
+
+    def _end(self, outcome: WorkResponse | WrapperError) -> None:
+        on_outcome, self._on_outcome = self._on_outcome, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if on_outcome is not None:
+            on_outcome(outcome)

@@ -84,7 +84,6 @@ class WorkerMode:
         self._head = b""
         self._ledger = UpstreamLedger()
         self._actions: dict[Ticket, Action] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -103,11 +102,9 @@ class WorkerMode:
             self._reader.close()
             if self._stopping is None:
                 await self._until_answered_or_stopped()
-            if self._stopping is not None:
-                for task in self._tasks:
-                    task.cancel()
-            while self._tasks:
-                await asyncio.wait(self._tasks)
+            for action in list(self._actions.values()):
+                action.abort()
+            await self._pool.close()
             await self._flush()
         finally:
             self._reader.close()
@@ -160,38 +157,27 @@ class WorkerMode:
             self._answer(ticket, _refusal(request))
             return
         key = self._sandboxed_key if sandboxed else self._key
-        action = self._actions[ticket] = Action(self._pool, self._options.tool, key, request)
-        self._idle.clear()
-        task = asyncio.create_task(self._serve(ticket, action), name=f"request {ticket.upstream_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, ticket: Ticket, action: Action) -> None:
-        """One request, answered exactly once; the pool is busy with what comes after while we return."""
-        try:
-            await action.run(lambda response: self._answer(ticket, response))
-        except RequestCancelled:
-            self._answer(ticket, WorkResponse.of(was_cancelled=True))
-        except WrapperError as error:
-            self._answer_error(ticket, error)
-        except asyncio.CancelledError:
-            self._answer(ticket, _failure(70, f"cancelled: {self._stopping or 'the wrapper stops'}"))
-        except BaseException as error:
-            self._answer(ticket, _failure(70, f"an error of the wrapper's own: {error!r}"))
-            raise
+        action = Action(
+            self._pool, self._options.tool, key, request, lambda outcome: self._outcome(ticket, outcome)
+        )
+        self._actions[ticket] = action
+        action.start()
 
     # ---- to the host -------------------------------------------------------------------------------
 
-    def _answer_error(self, ticket: Ticket, error: WrapperError) -> None:
-        if not ticket.answered:
-            _log.warning("request %d failed: %s", ticket.upstream_id, error.message)
-            self._answer(ticket, _failure(error.exit_code, error.report()))
+    def _outcome(self, ticket: Ticket, outcome: WorkResponse | WrapperError) -> None:
+        """One request ended: it is answered, exactly once, whatever it ended with."""
+        if isinstance(outcome, WorkResponse):
+            self._answer(ticket, outcome)
+        elif isinstance(outcome, RequestCancelled) and ticket.cancel_asked:
+            self._answer(ticket, WorkResponse.of(was_cancelled=True))
+        elif isinstance(outcome, RequestCancelled):
+            self._answer(ticket, _failure(outcome.exit_code, f"cancelled: {self._stopping}"))
         else:
-            _log.warning("after request %d was answered: %s", ticket.upstream_id, error.message)
+            _log.warning("request %d failed: %s", ticket.upstream_id, outcome.message)
+            self._answer(ticket, _failure(outcome.exit_code, outcome.report()))
 
     def _answer(self, ticket: Ticket, response: WorkResponse) -> None:
-        if ticket.answered:
-            return
         response = self._ledger.answer(ticket, response)
         self._actions.pop(ticket, None)
         self._writer.write(encode_response(self._format or WireFormat.PROTO, response))

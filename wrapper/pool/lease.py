@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from enum import Enum
 
-from wrapper.errors import RequestRefused, WrapperError
+from wrapper.errors import WrapperError
 from wrapper.execroot.worker_execroot import WorkerExecroot
-from wrapper.pool.worker_connection import WorkerConnection
+from wrapper.pool.worker_connection import OnAnswer, WorkerConnection
 from wrapper.pool.worker_states import StopReason
 from wrapper.worker_protocol.exchange import SentRequest
 from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
@@ -59,21 +59,44 @@ class Lease:
         worker is fine), WorkerDied or WorkerProtocolError (it is not). If this call is cancelled, the
         worker is stopped when the lease is released: it may still be at work for the request.
         """
+        answered: asyncio.Future[WorkResponse | WrapperError] = self._loop.create_future()
+
+        def on_answer(answer: WorkResponse | WrapperError) -> None:
+            if not answered.done():
+                answered.set_result(answer)
+
+        self.send(request, on_answer)
+        try:
+            answer = await answered
+        except BaseException:
+            self.give_up()
+            raise
+        if isinstance(answer, WrapperError):
+            raise answer
+        return answer
+
+    def send(self, request: WorkRequest, on_answer: OnAnswer) -> None:
+        """As `execute`, with a callback. Raises what `execute` raises before anything was sent."""
         if self._released:
             raise WrapperError(f"lease {self.lease_id} was released already")
         if self._sent is not None:
             raise WrapperError(f"lease {self.lease_id} has a request in flight already")
-        try:
-            self._sent, answer = self._connection.request(request)
-            self._used = True
-            return await answer
-        except RequestRefused:
-            raise
-        except BaseException as error:
-            self._problem = StopReason.CRASH if isinstance(error, WrapperError) else StopReason.CANCELLED
-            raise
-        finally:
+
+        def answered(answer: WorkResponse | WrapperError) -> None:
             self._sent = None
+            if isinstance(answer, WrapperError):
+                self._problem = self._problem or StopReason.CRASH
+            on_answer(answer)
+
+        self._sent = self._connection.request(request, answered)
+        self._used = True
+
+    def give_up(self) -> None:
+        """The answer is not wanted any more. The worker may be at work for it, so it must not go on."""
+        if self._sent is not None:
+            self._connection.forget(self._sent)
+            self._sent = None
+            self.stop_worker(StopReason.CANCELLED)
 
     def ask_cancel(self) -> None:
         """Ask the worker to cancel the request in flight: `execute` still returns its answer."""

@@ -31,6 +31,9 @@ from wrapper.pool.worker_states import StopReason
 from wrapper.runtime.base import CommandSpec, Runtime, WorkerProcess, WorkerSpec
 from wrapper.worker_protocol.exchange import WorkerExchange
 
+OnLease = Callable[[Lease | WrapperError], None]
+"""Called once, from the event loop, perhaps before `ask` returns. Must not raise."""
+
 CANCELLED_GRACE_S = 0.5
 """The asker of a cancelled request waits until its worker is gone."""
 
@@ -51,7 +54,7 @@ class _LiveWorker:
     task: asyncio.Task[None] | None = None
     """Starting, warming or cleaning it: ended before it is stopped."""
     reason: StopReason | None = None
-    watchers: list[asyncio.Future[None]] = field(default_factory=list)
+    watchers: list[Callable[[], None]] = field(default_factory=list)
 
 
 class WorkerPool:
@@ -72,7 +75,7 @@ class WorkerPool:
         limits = {name: pool.limits for name, pool in settings.items()}
         self._core = Core(limits, total or TotalLimits(), minimum_keys=minimum_keys)
         self._workers: dict[int, _LiveWorker] = {}
-        self._waiters: dict[int, asyncio.Future[Lease]] = {}
+        self._waiters: dict[int, OnLease] = {}
         self._last_lease_id = 0
         self._inbox: deque[m.Event] = deque()
         self._handling = False
@@ -104,25 +107,40 @@ class WorkerPool:
         worker is idle. Raises UnknownPool, PoolTimeout, PoolExhausted, PoolDraining, WorkerStartFailed
         (no worker of this key can be started; with the program's stderr), RuntimeUnavailable.
         """
+        granted: asyncio.Future[Lease | WrapperError] = asyncio.get_running_loop().create_future()
+
+        def on_lease(lease: Lease | WrapperError) -> None:
+            if not granted.done():
+                granted.set_result(lease)
+            elif isinstance(lease, Lease):
+                lease.release()
+
+        lease_id = self.ask(key, on_lease, timeout_s=timeout_s)
+        try:
+            lease = granted.result() if granted.done() else await granted
+        except asyncio.CancelledError:
+            self.take_back(lease_id)
+            if granted.done() and not granted.cancelled() and isinstance(granted.result(), Lease):
+                on_lease(granted.result())
+            raise
+        if isinstance(lease, WrapperError):
+            raise lease
+        return lease
+
+    def ask(self, key: WorkerKey, on_lease: OnLease, *, timeout_s: float | None = None) -> int:
+        """As `acquire`, with a callback; returns the number by which the question can be taken back."""
         self._last_lease_id += 1
-        lease_id = self._last_lease_id
         if timeout_s is None and key.pool in self._settings:
             timeout_s = self._settings[key.pool].acquire_timeout_s
         deadline = None if timeout_s is None else monotonic_s() + timeout_s
-        granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._waiters[lease_id] = granted
-        self._feed(m.Acquire(lease_id, key, deadline))
-        if granted.done():
-            return granted.result()
-        try:
-            return await granted
-        except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
-                granted.result().release()
-            else:
-                self._waiters.pop(lease_id, None)
-                self._feed(m.WaiterGone(lease_id))
-            raise
+        self._waiters[self._last_lease_id] = on_lease
+        self._feed(m.Acquire(self._last_lease_id, key, deadline))
+        return self._last_lease_id
+
+    def take_back(self, lease_id: int) -> None:
+        """Whoever asked does not wait any more; too late for one that was answered."""
+        if self._waiters.pop(lease_id, None) is not None:
+            self._feed(m.WaiterGone(lease_id))
 
     def retire(self, worker_id: int, reason: StopReason) -> None:
         """Stop a worker: now if nobody has it, else when its last lease is released."""
@@ -143,11 +161,17 @@ class WorkerPool:
 
     async def wait_until_stopped(self, worker_id: int) -> None:
         """Until nothing is left of this worker."""
+        stopped = asyncio.Event()
+        self.when_stopped(worker_id, stopped.set)
+        await stopped.wait()
+
+    def when_stopped(self, worker_id: int, then: Callable[[], None]) -> None:
+        """Call `then` once nothing is left of this worker: now, if that is so already."""
         worker = self._workers.get(worker_id)
-        if worker is not None:
-            stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            worker.watchers.append(stopped)
-            await stopped
+        if worker is None:
+            then()
+        else:
+            worker.watchers.append(then)
 
     async def close(self, drain_timeout_s: float = 0.0) -> None:
         """Refuse those who wait, let leases end for `drain_timeout_s`, then stop every worker.
@@ -209,17 +233,16 @@ class WorkerPool:
     def _on_grant(self, command: m.Grant) -> None:
         worker = self._workers[command.worker_id]
         connection = worker.connection
-        waiter = self._waiters.pop(command.lease_id, None)
-        if waiter is None or waiter.done() or connection is None:
+        on_lease = self._waiters.pop(command.lease_id, None)
+        if on_lease is None or connection is None:
             self._inbox.append(m.Released(command.lease_id, used=False))
             return
-        lease = Lease(command.lease_id, command.worker_id, connection, worker.execroot, self._released)
-        waiter.set_result(lease)
+        on_lease(Lease(command.lease_id, command.worker_id, connection, worker.execroot, self._released))
 
     def _on_refuse(self, command: m.Refuse) -> None:
-        waiter = self._waiters.pop(command.lease_id, None)
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(command.error)
+        on_lease = self._waiters.pop(command.lease_id, None)
+        if on_lease is not None:
+            on_lease(command.error)
 
     def _released(self, lease_id: int, used: bool, problem: StopReason | None) -> None:
         self._feed(m.Released(lease_id, used, problem))
@@ -371,8 +394,7 @@ class WorkerPool:
     def _forget(self, worker_id: int) -> None:
         worker = self._workers.pop(worker_id)
         for watcher in worker.watchers:
-            if not watcher.done():
-                watcher.set_result(None)
+            watcher()
         self._empty.set()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

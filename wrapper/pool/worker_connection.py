@@ -18,6 +18,9 @@ from wrapper.runtime.base import ExitStatus, WorkerProcess
 from wrapper.worker_protocol.exchange import Answered, Broken, SentRequest, Stray, WorkerExchange
 from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
 
+OnAnswer = Callable[[WorkResponse | WrapperError], None]
+"""Called once, from the event loop, with the answer or with why there is none. Must not raise."""
+
 READ_BYTES = 256 * 1024
 _EXIT_AFTER_EOF_S = 1.0
 """How long a worker that closed its stdout has to die, so that the error can tell how it did."""
@@ -43,7 +46,7 @@ class WorkerConnection:
         self._on_lost = on_lost
         self._on_stray = on_stray
         self._loop = asyncio.get_running_loop()
-        self._answers: dict[SentRequest, asyncio.Future[WorkResponse]] = {}
+        self._answers: dict[SentRequest, OnAnswer] = {}
         self._unsent = bytearray()
         self._frame_timer: asyncio.TimerHandle | None = None
         self._eof_timer: asyncio.TimerHandle | None = None
@@ -54,20 +57,26 @@ class WorkerConnection:
         self._loop.add_reader(process.stdout_fd, self._readable)
         process.exited.add_done_callback(self._exited)
 
-    def request(self, request: WorkRequest) -> tuple[SentRequest, asyncio.Future[WorkResponse]]:
-        """Send a request. The future ends with its answer, WorkerDied or WorkerProtocolError.
+    def request(self, request: WorkRequest, on_answer: OnAnswer) -> SentRequest:
+        """Send a request. It ends with its WorkResponse, WorkerDied or WorkerProtocolError.
 
-        Raises RequestRefused if the request cannot be put into the tool's format: nothing was sent.
+        A callback, not a future: a task's two extra turns of the event loop cost as much as all the rest
+        of a request. Raises RequestRefused if the request cannot be put into the tool's format (nothing
+        was sent), and what the worker was lost with if it was.
         """
         if self.lost is not None:
             raise self.lost
         sent, frame = self.exchange.send(request)
-        future = self._answers[sent] = self._loop.create_future()
+        self._answers[sent] = on_answer
         self._write(frame)
         if not self._sent_any:
             self._sent_any = True
             self.process.first_request_sent()
-        return sent, future
+        return sent
+
+    def forget(self, sent: SentRequest) -> None:
+        """Whoever sent this no longer wants the answer; its callback will not be called."""
+        self._answers.pop(sent, None)
 
     def cancel(self, sent: SentRequest) -> None:
         """Ask the worker to cancel a request, which still will be answered."""
@@ -103,14 +112,23 @@ class WorkerConnection:
         self._take(data)
 
     def _take(self, data: bytes) -> None:
+        answered, strays, broken = [], [], None
         for received in self.exchange.receive(data):
             if isinstance(received, Answered):
-                self._answered(received)
+                answered.append(received)
             elif isinstance(received, Stray):
-                self._stray(received.description)
+                strays.append(received)
             else:
-                self._broken(received)
-                return
+                broken = received
+        # Counted before anybody gets an answer: its worker is cleaned right then, and is not silent.
+        self.strays += len(strays) + (broken is not None)
+        for received in answered:
+            self._answered(received)
+        for received in strays:
+            self._stray(received.description)
+        if broken is not None:
+            self._broken(broken)
+            return
         if self.exchange.mid_frame:
             if self._frame_timer is None:
                 self._frame_timer = self._loop.call_later(self._frame_timeout_s, self._frame_overdue)
@@ -124,9 +142,9 @@ class WorkerConnection:
         if self._frame_timer is not None:
             self._frame_timer.cancel()
             self._frame_timer = None
-        future = self._answers.pop(received.sent, None)
-        if future is not None and not future.done():
-            future.set_result(received.response)
+        on_answer = self._answers.pop(received.sent, None)
+        if on_answer is not None:
+            on_answer(received.response)
 
     def _stray(self, description: str) -> None:
         """An answer that belongs to nobody.
@@ -134,7 +152,6 @@ class WorkerConnection:
         With ids that are echoed the requests in flight are safe: their answers are told apart. A tool
         without ids, or one that answered its request with a wrong one, will not answer it again.
         """
-        self.strays += 1
         self._on_stray(description)
         if not self.exchange.echoes_ids and self.exchange.in_flight:
             self._lose(
@@ -249,10 +266,8 @@ class WorkerConnection:
 
     def _fail_all(self, error: WrapperError) -> None:
         answers, self._answers = self._answers, {}
-        for future in answers.values():
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # read: a caller that is gone is not a warning
+        for on_answer in answers.values():
+            on_answer(error)
 
     def _tail(self) -> bytes:
         return self.process.stderr_tail()

@@ -10,6 +10,8 @@ from enum import Enum
 
 
 class WorkerState(Enum):
+    __hash__ = object.__hash__  # the default is a Python function, and states are looked up for every step
+
     STARTING = "starting"
     """The runtime was asked for it. It counts against every limit from here on."""
     WARMING = "warming"
@@ -30,6 +32,8 @@ class WorkerState(Enum):
 
 class Step(Enum):
     """What can happen to a worker."""
+
+    __hash__ = object.__hash__
 
     STARTED = "started"
     START_FAILED = "start failed"

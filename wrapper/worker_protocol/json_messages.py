@@ -222,23 +222,25 @@ def parse_request(frame: bytes) -> WorkRequest:
     inputs = known.pop("inputs", ())
     if not isinstance(inputs, list | tuple):
         _wrong("inputs", "an array of objects", inputs)
-    pb = worker_protocol_pb2.WorkRequest(**known)  # type: ignore[arg-type]  # each reader gives its type
-    add = pb.inputs.add
+    read_inputs: list[dict[str, object]] = []
     unknown_of_inputs: dict[int, dict[str, object]] = {}
     for index, value in enumerate(inputs):
         if type(value) is dict and value.keys() == _USUAL_INPUT:
             try:
                 path = value["path"].encode()
-                add(path=path, digest=binascii.a2b_base64(value["digest"], strict_mode=True))
-                continue
+                digest = binascii.a2b_base64(value["digest"], strict_mode=True)
             except (AttributeError, TypeError, ValueError):
                 pass  # unusual after all
+            else:
+                read_inputs.append({"path": path, "digest": digest})
+                continue
         if not isinstance(value, dict):
             _wrong(f"inputs[{index}]", "an object", value)
         fields, others = _split(value, _INPUT_FIELDS, f"inputs[{index}].")
-        add(**fields)
+        read_inputs.append(fields)
         if others:
             unknown_of_inputs[index] = others
+    pb = worker_protocol_pb2.WorkRequest(inputs=read_inputs, **known)  # type: ignore[arg-type]  # each reader gives its type
     if unknown_of_inputs:
         unknown["inputs"] = unknown_of_inputs
     return WorkRequest(pb, unknown or NOTHING_UNKNOWN)
@@ -258,7 +260,7 @@ def _write_text(text: bytes, name: str) -> str:
         return text.decode()
     except UnicodeDecodeError as error:
         raise RequestRefused(
-            f"{name} of the request is not UTF-8 (byte {error.start}: {text[error.start : error.start + 8]!r}), "
+            f"{name} of the request is not UTF-8 (byte {error.start}: {text[error.start :][:8]!r}), "
             "so JSON cannot carry it: this tool needs the proto format for it"
         ) from None
 
@@ -278,12 +280,20 @@ def encode_request(request: WorkRequest) -> bytes:
         except UnicodeDecodeError:
             for index, argument in enumerate(pb.arguments):
                 _write_text(argument, f"arguments[{index}]")
+            raise
     if pb.inputs:
-        others = unknown.get("inputs", NOTHING_UNKNOWN)
-        document["inputs"] = [
-            _input_document(index, item, others.get(index) if isinstance(others, Mapping) else None)
-            for index, item in enumerate(pb.inputs)
-        ]
+        try:
+            inputs = [_input_document(item) for item in pb.inputs]
+        except UnicodeDecodeError:
+            for index, item in enumerate(pb.inputs):
+                _write_text(item.path, f"inputs[{index}].path")
+            raise
+        others = unknown.get("inputs")
+        if isinstance(others, Mapping):
+            for index, fields in others.items():
+                if index < len(inputs):
+                    inputs[index] |= fields
+        document["inputs"] = inputs
     if pb.request_id:
         document["requestId"] = pb.request_id
     if pb.cancel:
@@ -297,14 +307,12 @@ def encode_request(request: WorkRequest) -> bytes:
     return _DUMPS(document).encode("ascii") + b"\n"
 
 
-def _input_document(index: int, item: worker_protocol_pb2.Input, others: object) -> dict[str, object]:
+def _input_document(item: worker_protocol_pb2.Input) -> dict[str, object]:
     document: dict[str, object] = {}
-    if item.path:
-        document["path"] = _write_text(item.path, f"inputs[{index}].path")
-    if item.digest:
-        document["digest"] = binascii.b2a_base64(item.digest, newline=False).decode("ascii")
-    if isinstance(others, Mapping):
-        document |= others
+    if path := item.path:
+        document["path"] = path.decode()
+    if digest := item.digest:
+        document["digest"] = binascii.b2a_base64(digest, newline=False).decode("ascii")
     return document
 
 
