@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from wrapper.action_runner import Action, ToolAbilities
 from wrapper.errors import ProtocolError, RequestCancelled, WrapperError
 from wrapper.events import EventBus, log_events
+from wrapper.pool.health import prove_pool
 from wrapper.pool.limits import TotalLimits
 from wrapper.pool.pool import WorkerPool
 from wrapper.pool.settings import PoolSettings
@@ -97,6 +98,8 @@ class WorkerMode:
             loop.add_signal_handler(number, self._stop, f"the wrapper received {number.name}")
         try:
             self._pool.start()
+            if self._options.check_health and not await self._is_healthy():
+                return self._exit_code
             self._reader.resume()
             await self._ended.wait()
             self._reader.close()
@@ -111,6 +114,24 @@ class WorkerMode:
             await self._pool.close()
             self._writer.close()
         return self._exit_code
+
+    async def _is_healthy(self) -> bool:
+        """Prove that the pool works before anything is accepted; False: it does not, or we are to stop."""
+        proof = asyncio.create_task(prove_pool(self._pool, self._key), name="health check")
+        ended = asyncio.create_task(self._ended.wait(), name="health check interrupted")
+        await asyncio.wait((proof, ended), return_when=asyncio.FIRST_COMPLETED)
+        for task in (proof, ended):
+            task.cancel()
+        await asyncio.wait((proof, ended))
+        if proof.cancelled():
+            return False
+        error = proof.exception()
+        if isinstance(error, WrapperError):
+            _log.error("the pool is not healthy: %s", error.report())
+            self._exit_code = error.exit_code
+        elif error is not None:
+            raise error
+        return error is None
 
     # ---- from the host -----------------------------------------------------------------------------
 

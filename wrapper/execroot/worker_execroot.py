@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 
 from wrapper.errors import RequestRefused, RuntimeUnavailable
 
@@ -77,6 +76,8 @@ class WorkerExecroot:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        import shutil  # 6 ms, and most wrappers never come here
+
         shutil.rmtree(self.path, ignore_errors=True)
         try:
             os.rmdir(os.path.dirname(self.path))

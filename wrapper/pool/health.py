@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from wrapper.errors import PoolTimeout
+from wrapper.events import Event, EventKind
 from wrapper.pool.worker_connection import WorkerConnection
 from wrapper.pool.worker_key import ToolFingerprint
 from wrapper.pool.worker_states import StopReason
@@ -33,12 +36,23 @@ async def prove_pool(pool: WorkerPool, key: WorkerKey) -> None:
     The request is an empty one; any well-formed answer proves that the worker serves, whatever its exit
     code. Raises the WrapperError that stands in the way; PoolTimeout after PROOF_TIMEOUT_S.
     """
-    lease = await pool.acquire(key, timeout_s=PROOF_TIMEOUT_S)
-    worker_id = lease.worker_id
+    step = "start"
     try:
-        await lease.execute(WorkRequest.of())
-    finally:
-        lease.release()
-    await pool.wait_until_clean(worker_id)
-    pool.retire(worker_id, StopReason.DRAINED)
-    await pool.wait_until_stopped(worker_id)
+        async with asyncio.timeout(PROOF_TIMEOUT_S):
+            lease = await pool.acquire(key, timeout_s=PROOF_TIMEOUT_S)
+            worker_id = lease.worker_id
+            step = "serve"
+            try:
+                await lease.execute(WorkRequest.of())
+            finally:
+                lease.release()
+            step = "be cleaned"
+            await pool.wait_until_clean(worker_id)
+            step = "stop"
+            pool.retire(worker_id, StopReason.DRAINED)
+            await pool.wait_until_stopped(worker_id)
+    except TimeoutError:
+        raise PoolTimeout(
+            f"pool {key.pool!r} is not healthy: a worker did not {step} within {PROOF_TIMEOUT_S:g} s"
+        ) from None
+    pool.events.publish(Event(EventKind.HEALTH_CHECKED, key.pool, worker_id, key.label))

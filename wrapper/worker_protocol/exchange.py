@@ -18,6 +18,7 @@ Rules, from what Bazel and real tools do:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from wrapper.errors import ProtocolError
 from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
@@ -36,23 +37,20 @@ class SentRequest:
     cancel_sent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """The one answer to a request."""
 
     sent: SentRequest
     response: WorkResponse
 
 
-@dataclass(frozen=True, slots=True)
-class Stray:
+class Stray(NamedTuple):
     """An answer that nobody asked for. It is shown, and never given to anybody."""
 
     description: str
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(NamedTuple):
     """The worker's stream is no longer the protocol: nothing after this can be understood."""
 
     error: ProtocolError
