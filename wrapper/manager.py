@@ -174,7 +174,8 @@ class WarmWorkerPoolManager:
         pool = named or config.pool_for_key(pool_or_key)
         if pool is None:
             raise UnknownPool(
-                f"no pool is named {pool_or_key!r}, and none serves it as a persistentWorkerKey. {self._served()}"
+                f"no pool is named {pool_or_key!r}, and none serves it as a persistentWorkerKey. "
+                f"{self._served()}"
             )
         if not pool.worker_command:
             raise ConfigError(f"pool {pool.name!r} has no worker_command: there is nothing to start")

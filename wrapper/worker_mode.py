@@ -57,8 +57,8 @@ class WorkerModeOptions:
     check_health: bool = False
     log_dir: str | None = None
 
-    @property
     def key(self) -> WorkerKey:
+        """What all workers of this wrapper share."""
         return WorkerKey(
             pool=self.settings.name,
             argv=self.argv,
@@ -73,10 +73,12 @@ class WorkerModeOptions:
 class WorkerMode:
     """One conversation with a worker host. `run` returns the exit code of the process."""
 
-    def __init__(self, options: WorkerModeOptions, pool: WorkerPool, stdin_fd: int, stdout_fd: int) -> None:
+    def __init__(
+        self, options: WorkerModeOptions, key: WorkerKey, pool: WorkerPool, stdin_fd: int, stdout_fd: int
+    ) -> None:
         self._options = options
         self._pool = pool
-        self._key = options.key
+        self._key = key
         self._sandboxed_key = replace(self._key, own_execroot=True)
         self._reader = UpstreamReader(stdin_fd, self._received)
         self._writer = UpstreamWriter(stdout_fd, self._host_gone)
@@ -259,11 +261,12 @@ async def serve(options: WorkerModeOptions, runtime: Runtime) -> int:
     stdin_fd, stdout_fd = claim_stdio()
     events = EventBus()
     events.subscribe(log_events)
+    key = options.key()
     pool = WorkerPool(
         {options.settings.name: options.settings},
         {options.settings.name: runtime},
         total=options.total,
-        minimum_keys={options.settings.name: options.key},
+        minimum_keys={options.settings.name: key},
         events=events,
     )
-    return await WorkerMode(options, pool, stdin_fd, stdout_fd).run()
+    return await WorkerMode(options, key, pool, stdin_fd, stdout_fd).run()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTURES = ROOT.parent / "shared" / "captures"
@@ -45,8 +44,3 @@ def drain() -> Drain:
         return messages
 
     return run
-
-
-# A deadline on each example would be an assertion on wall time, on a machine that others use too.
-settings.register_profile("no deadline", settings(), deadline=None)
-settings.load_profile("no deadline")

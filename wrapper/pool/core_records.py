@@ -22,6 +22,7 @@ from wrapper.pool.worker_states import (
 )
 
 _IDLE, _LEASED = WorkerState.IDLE, WorkerState.LEASED
+_SERVING = {state: int(state in SERVING_STATES) for state in WorkerState}
 
 
 @dataclass(slots=True, eq=False)
@@ -65,10 +66,11 @@ class Worker:
 
     @property
     def can_take_lease(self) -> bool:
-        if self.state is _IDLE:
+        state = self.state
+        if state is _IDLE:
             return True
         return (
-            self.state is _LEASED
+            state is _LEASED
             and not self.closed_to_new
             and len(self.leases) < self.key.pool.limits.max_requests_per_worker_at_once
         )
@@ -153,22 +155,27 @@ class Registry:
         self.slots += 1
 
     def step(self, worker: Worker, step: Step, now: float) -> None:
-        """Take a worker to its next state and bring every index in line. Raises IllegalStep."""
+        """Take a worker to its next state and bring every index in line. Raises IllegalStep.
+
+        Called for every step of every request, so it looks at what changed only.
+        """
         old = worker.state
         new = next_state(old, step)
-        key, pool = worker.key, worker.key.pool
+        key = worker.key
+        pool = key.pool
         worker.state = new
         if old is not new:
-            pool.states[old] -= 1
-            pool.states[new] += 1
-            if old is WorkerState.STARTING:
-                key.starting -= 1
+            states = pool.states
+            states[old] -= 1
+            states[new] += 1
             if old is _IDLE:
                 del pool.idle[worker.id]
-            if new is _IDLE:
+            elif new is _IDLE:
                 worker.idle_since = now
                 pool.idle[worker.id] = worker
-            key.serving += (new in SERVING_STATES) - (old in SERVING_STATES)
+            key.serving += _SERVING[new] - _SERVING[old]
+            if old is WorkerState.STARTING:
+                key.starting -= 1
             if new is WorkerState.STOPPING:
                 pool.stopping += 1
                 self.stopping += 1
@@ -182,11 +189,9 @@ class Registry:
     def reindex(self, worker: Worker) -> None:
         """Put a worker where its key looks for one to lease, or take it away from there."""
         open_ = worker.key.open
+        open_.pop(worker.id, None)
         if worker.can_take_lease:
-            open_.pop(worker.id, None)
             open_[worker.id] = worker
-        elif worker.id in open_:
-            del open_[worker.id]
 
     def _free_slot(self, worker: Worker) -> None:
         key = worker.key

@@ -160,14 +160,8 @@ class WorkerConnection:
             )
 
     def _broken(self, broken: Broken) -> None:
-        self._lose(
-            StopReason.PROTOCOL_ERROR,
-            WorkerProtocolError(
-                f"{self._description} wrote something to its stdout that is not a WorkResponse: "
-                f"{broken.error.message}. A tool must not print to stdout while it is a persistent worker.",
-                stderr_tail=self._tail(),
-            ),
-        )
+        error = WorkerProtocolError(f"{self._description}: {broken.description}", stderr_tail=self._tail())
+        self._lose(StopReason.PROTOCOL_ERROR, error)
 
     def _frame_overdue(self) -> None:
         self._frame_timer = None

@@ -31,8 +31,9 @@ async def run_command(
     RuntimeUnavailable if the system cannot start anything now.
     """
     loop = asyncio.get_running_loop()
+    tag = linux.new_tag()
     try:
-        process, output_fd = spawn.spawn_command(command.argv, env, cwd)
+        process, output_fd = spawn.spawn_command(command.argv, env, cwd, tag)
     except WorkerStartFailed as error:
         return CommandResult(COULD_NOT_START, error.message.encode())
     output = bytearray()
@@ -48,7 +49,7 @@ async def run_command(
             loop.remove_reader(output_fd)
         return bool(data)
 
-    tree = ProcessTree(process.pid, linux.new_tag(), registry)
+    tree = ProcessTree(process.pid, tag, registry)
     try:
         child = Child(process, loop, registry, lambda: None)
     except BaseException:

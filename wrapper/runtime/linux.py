@@ -7,12 +7,13 @@ pools, protocols or policies.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import random
 import resource
 import select
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 PIPE_BYTES = 1 << 20
 """What data pipes are enlarged to: a request of ordinary size then fits in one write."""
@@ -46,32 +47,57 @@ def new_tag() -> int:
     return random.SystemRandom().randrange(1, max(2, highest))
 
 
-def set_tag(pid: int, tag: int) -> bool:
-    """Mark a child of ours; False if the system does not allow it.
+@contextlib.contextmanager
+def inherited_tag(tag: int) -> Iterator[None]:
+    """Whatever this process starts meanwhile is born with the mark, so is all that it starts.
+
+    To set it on a child that runs already would be too late: it may be forking at that moment.
+    Other threads of ours may start processes meanwhile too: see `process_tree.unmark_strangers`.
+    """
+    soft, hard = resource.getrlimit(_RLIMIT_LOCKS)
+    try:
+        resource.setrlimit(_RLIMIT_LOCKS, (tag, hard))
+    except (OSError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(_RLIMIT_LOCKS, (soft, hard))
+
+
+def set_tag(pid: int, tag: int) -> None:
+    """Make the mark of a process permanent, if it exists and the system allows it.
 
     The mark is the resource limit RLIMIT_LOCKS, which the kernel no longer looks at: it survives
-    fork, exec, setsid and an emptied environment, an unprivileged process cannot take it off, and
-    a zombie still has it. Nothing else on Linux has all of that and needs no privilege.
+    fork, exec, setsid and an emptied environment, and a zombie still has it. Nothing else on Linux
+    has all of that and needs no privilege. Here the hard limit is lowered as well, so that an
+    unprivileged process cannot take the mark off.
     """
     try:
         resource.prlimit(pid, _RLIMIT_LOCKS, (tag, tag))
     except (OSError, ValueError):
-        return False
-    return True
+        pass
+
+
+def remove_inherited_tag(pid: int) -> None:
+    """Give a process the limit that we have ourselves, if it exists and the system allows it."""
+    try:
+        resource.prlimit(pid, _RLIMIT_LOCKS, resource.getrlimit(_RLIMIT_LOCKS))
+    except (OSError, ValueError):
+        pass
 
 
 def tag_of(pid: int) -> int | None:
-    """The mark that a process inherited; None if it has none or is gone."""
+    """The mark of a process; None if it has none or is gone."""
     try:
         with open(f"/proc/{pid}/limits", "rb", buffering=0) as limits:
             text = limits.read(8192)
     except OSError:
         return None
-    start = text.find(b"Max file locks")
-    if start < 0:
-        return None
-    soft = text[start + len(b"Max file locks") :].split(None, 1)[0]
-    return int(soft) if soft.isdigit() else None
+    _, found, rest = text.partition(b"Max file locks")
+    word = rest.split(None, 1)[0] if found else b""
+    return int(word) if word.isdigit() else None
 
 
 def set_pipe_size(fd: int, size: int) -> int:

@@ -124,15 +124,16 @@ class LocalWorker:
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._hurry: asyncio.Future[None] = self._loop.create_future()
         self._closed = False
+        tag = linux.new_tag()
         try:
-            spawned = spawn.spawn(spec.argv, {**self._env, **self._gc.environment}, spec.cwd)
+            spawned = spawn.spawn(spec.argv, {**self._env, **self._gc.environment}, spec.cwd, tag)
         except BaseException:
             self._gc.close()
             raise
         self.stdin_fd, self.stdout_fd = spawned.stdin_fd, spawned.stdout_fd
         self._stderr_fd = spawned.stderr_fd
         try:
-            self._tree = ProcessTree(spawned.process.pid, linux.new_tag(), runtime.own_children)
+            self._tree = ProcessTree(spawned.process.pid, tag, runtime.own_children)
             self._child = Child(spawned.process, self._loop, runtime.own_children, self._before_reap)
         except BaseException:
             linux.close_all((self.stdin_fd, self.stdout_fd, self._stderr_fd))
@@ -199,7 +200,8 @@ class LocalWorker:
 
         The pipe holds one page until now, so that its write end becomes writable exactly when the
         worker has taken the first bytes out. Watched on a duplicate: the pool may be waiting to
-        write on the descriptor itself.
+        write on the descriptor itself. What the worker does between that moment and the loop's
+        next turn counts as its own too.
         """
         if self._baseline is None and self._drain_fd < 0 and not self._closed and self.stdin_fd >= 0:
             self._drain_fd = os.dup(self.stdin_fd)

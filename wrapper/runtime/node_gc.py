@@ -86,6 +86,7 @@ class NodeGc:
 
         Raises RuntimeUnavailable if one does not answer. One call at a time.
         """
+        self._readable()  # an announcement may have come since the loop's last turn
         targets = {
             pid: start_ticks
             for pid, start_ticks in self._announced.items()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -168,34 +169,46 @@ def send_signal(pid: int, start_ticks: int, signum: int) -> bool:
         os.close(fd)
 
 
+def unmark_strangers(tag: int) -> None:
+    """Take a worker's mark off processes that other threads of ours started while it was in force."""
+    threads = os.listdir("/proc/self/task")
+    if len(threads) == 1 or not _children_files:
+        return
+    own_thread = str(threading.get_native_id())
+    for thread in threads:
+        # Children of this thread: the worker itself and, if it is the main thread, adopted orphans.
+        if thread == own_thread:
+            continue
+        try:
+            started = [int(pid) for pid in _read(f"/proc/self/task/{thread}/children").split()]
+        except OSError:
+            continue
+        for pid in started:
+            if linux.tag_of(pid) == tag:
+                found: dict[int, int] = {}
+                ProcessTree.walk([pid], set(), found)
+                for stranger in found:
+                    linux.remove_inherited_tag(stranger)
+
+
 class ProcessTree:
     """All processes that descend from one worker.
 
-    Made right after the start of the main process, which it marks; `tag` None: the system has no
-    such marks. `not_orphans` are children of our process that the runtime itself has started (other
-    workers, running commands); the runtime keeps that set up to date.
+    Made right after the main process was started under `linux.inherited_tag(tag)`. `not_orphans`
+    are children of our process that the runtime itself has started (other workers, running
+    commands); the runtime keeps that set up to date.
     """
 
-    def __init__(self, main_pid: int, tag: int | None, not_orphans: set[int]) -> None:
+    def __init__(self, main_pid: int, tag: int, not_orphans: set[int]) -> None:
         self.main_pid: int | None = main_pid
         self._session = main_pid
+        self._tag = tag
         self._not_orphans = not_orphans
         self._seen: dict[int, int] = {}
-        self._tag = tag if tag is not None and linux.set_tag(main_pid, tag) else None
-        if self._tag is not None:
-            self._tag_the_quick(self._tag)
-
-    @property
-    def has_tag(self) -> bool:
-        """False: a descendant in a session of its own is lost when its parent ends before we have seen it."""
-        return self._tag is not None
-
-    def _tag_the_quick(self, tag: int) -> None:
-        """Mark what the main process has started before it was marked itself."""
-        for _ in range(_ROUNDS):
-            unmarked = [pid for pid in self.descendants() if linux.tag_of(pid) != tag]
-            if not any(linux.set_tag(pid, tag) for pid in unmarked):
-                return
+        linux.set_tag(main_pid, tag)
+        unmark_strangers(tag)
+        self.has_tag = linux.tag_of(main_pid) == tag
+        """False: a descendant in a session of its own may be lost when its parent ends."""
 
     def main_is_reaped(self) -> None:
         """The main process's pid may belong to a stranger from now on."""
@@ -209,7 +222,7 @@ class ProcessTree:
         known: set[int] = set()
         if self.main_pid is not None:
             known.add(self.main_pid)
-            self._walk(children(self.main_pid), known, found)
+            self.walk(children(self.main_pid), known, found)
         while orphans := [pid for pid in _own_adopted() if pid not in known and pid not in self._not_orphans]:
             known.update(orphans)
             for pid in orphans:
@@ -220,12 +233,13 @@ class ProcessTree:
                     _reap(pid)
                     continue
                 found[pid] = stat.start_ticks
-                self._walk(children(pid), known, found)
+                self.walk(children(pid), known, found)
         self._seen = found
         return list(found)
 
     @staticmethod
-    def _walk(todo: list[int], known: set[int], found: dict[int, int]) -> None:
+    def walk(todo: list[int], known: set[int], found: dict[int, int]) -> None:
+        """Add the live processes of `todo` and all their descendants to `found`, with their start times."""
         while todo:
             pid = todo.pop()
             if pid in known:
@@ -237,9 +251,11 @@ class ProcessTree:
                 todo += children(pid)
 
     def _is_mine(self, pid: int, stat: ProcStat) -> bool:
-        if self._tag is not None and linux.tag_of(pid) == self._tag:
-            return True
-        return stat.session == self._session or self._seen.get(pid) == stat.start_ticks
+        return (
+            linux.tag_of(pid) == self._tag
+            or stat.session == self._session
+            or self._seen.get(pid) == stat.start_ticks
+        )
 
     def memory_bytes(self) -> int:
         """Resident memory of the main process and all its descendants."""

@@ -63,11 +63,12 @@ def resolve_program(program: str, env: Mapping[str, str], cwd: str) -> str:
     )
 
 
-def spawn(argv: tuple[str, ...], env: Mapping[str, str], cwd: str) -> Spawned:
+def spawn(argv: tuple[str, ...], env: Mapping[str, str], cwd: str, tag: int) -> Spawned:
     """Start a worker's program in a session of its own.
 
-    Its stdin holds one page only, until somebody enlarges it. Raises WorkerStartFailed, or
-    RuntimeUnavailable if the system cannot start anything now; then nothing is left behind.
+    Its stdin holds one page only, until somebody enlarges it. `tag`: see `linux.inherited_tag`.
+    Raises WorkerStartFailed, or RuntimeUnavailable if the system cannot start anything now; then
+    nothing is left behind.
     """
     fds: list[int] = []
     try:
@@ -76,7 +77,7 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], cwd: str) -> Spawned:
         stdin_read, stdin_write, stdout_read, stdout_write, stderr_read, stderr_write = fds
         linux.set_pipe_size(stdin_write, _ONE_PAGE)
         linux.set_pipe_size(stdout_read, linux.PIPE_BYTES)
-        process = _start(argv, env, cwd, stdin_read, stdout_write, stderr_write)
+        process = _start(argv, env, cwd, tag, stdin_read, stdout_write, stderr_write)
     except BaseException as error:
         linux.close_all(fds)
         if isinstance(error, OSError):  # out of descriptors for the pipes
@@ -89,7 +90,7 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], cwd: str) -> Spawned:
 
 
 def spawn_command(
-    argv: tuple[str, ...], env: Mapping[str, str], cwd: str
+    argv: tuple[str, ...], env: Mapping[str, str], cwd: str, tag: int
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Start a command without input; returns it and a non-blocking descriptor with all its output.
 
@@ -100,7 +101,7 @@ def spawn_command(
     except OSError as error:
         raise explain(error, argv[0] if argv else "", argv, env, cwd) from error
     try:
-        process = _start(argv, env, cwd, subprocess.DEVNULL, write_end, write_end)
+        process = _start(argv, env, cwd, tag, subprocess.DEVNULL, write_end, write_end)
     except BaseException:
         os.close(read_end)
         raise
@@ -111,7 +112,7 @@ def spawn_command(
 
 
 def _start(
-    argv: tuple[str, ...], env: Mapping[str, str], cwd: str, stdin: int, stdout: int, stderr: int
+    argv: tuple[str, ...], env: Mapping[str, str], cwd: str, tag: int, stdin: int, stdout: int, stderr: int
 ) -> subprocess.Popen[bytes]:
     if not argv:
         raise WorkerStartFailed("the worker's command is empty")
@@ -121,17 +122,18 @@ def _start(
         )
     program = resolve_program(argv[0], env, cwd)
     try:
-        return subprocess.Popen(
-            argv,
-            executable=program,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=cwd,
-            env=dict(env),
-            start_new_session=True,
-            close_fds=True,
-        )
+        with linux.inherited_tag(tag):
+            return subprocess.Popen(
+                argv,
+                executable=program,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env=dict(env),
+                start_new_session=True,
+                close_fds=True,
+            )
     except (OSError, ValueError) as error:
         raise explain(error, program, argv, env, cwd) from error
 

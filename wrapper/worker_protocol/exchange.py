@@ -51,9 +51,9 @@ class Stray(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """The worker's stream is no longer the protocol: nothing after this can be understood."""
+    """The worker broke the protocol: nothing after this can be trusted."""
 
-    error: ProtocolError
+    description: str
 
 
 Received = Answered | Stray | Broken
@@ -118,12 +118,12 @@ class WorkerExchange:
             while (response := self._decoder.next_message()) is not None:
                 received.append(self._match(response))
         except ProtocolError as error:
-            received.append(Broken(error))
+            received.append(_not_the_protocol(error))
         return received
 
     def frame_overdue(self, timeout_s: float) -> Broken:
         """The answer that has begun did not end in time."""
-        return Broken(self._decoder.frame_overdue(timeout_s))
+        return _not_the_protocol(self._decoder.frame_overdue(timeout_s))
 
     def cut(self) -> ProtocolError | None:
         """The worker's stream has ended: the error if that was in the middle of an answer."""
@@ -148,9 +148,8 @@ class WorkerExchange:
             waiting = ", ".join(map(str, self._in_flight)) or "no request"
             return Stray(f"an answer with request id {wire_id} ({response!r}) while {waiting} is waited for")
         if response.pb.was_cancelled and not sent.cancel_sent:
-            return Stray(
-                f"an answer that says was_cancelled to request {sent.wire_id}, which nobody cancelled"
-            )
+            # Its request has no answer now and will get none: the worker cannot be trusted any further.
+            return Broken(f"it answered was_cancelled to request {sent.wire_id}, which nobody cancelled")
         return Answered(sent, response)
 
     def _next_id(self) -> int:
@@ -158,6 +157,13 @@ class WorkerExchange:
         while self._last_id in self._in_flight:
             self._last_id = self._last_id % _LAST_ID + 1
         return self._last_id
+
+
+def _not_the_protocol(error: ProtocolError) -> Broken:
+    return Broken(
+        f"it wrote something to its stdout that is not a WorkResponse: {error.message}. "
+        "A tool must not print to stdout while it is a persistent worker."
+    )
 
 
 @dataclass(slots=True, eq=False)
