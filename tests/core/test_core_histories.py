@@ -94,7 +94,7 @@ class CoreHistory(RuleBasedStateMachine):
             case m.Refuse(lease_id, _):
                 del self.waiting[lease_id]
                 self.finished.add(lease_id)
-            case m.Clean(worker_id, _):
+            case m.Clean(worker_id, _, _):
                 assert worker_id not in self.granted.values()
                 assert worker_id not in self.stopping
                 self.cleaning.append(worker_id)
@@ -164,11 +164,11 @@ class CoreHistory(RuleBasedStateMachine):
         self.send(m.Released(lease_id, used, problem))
 
     @precondition(lambda self: self.cleaning)
-    @rule(data=st.data(), problem=PROBLEMS)
-    def cleaned(self, data: st.DataObject, problem: StopReason | None) -> None:
+    @rule(data=st.data(), problem=PROBLEMS, probed=st.booleans())
+    def cleaned(self, data: st.DataObject, problem: StopReason | None, probed: bool) -> None:
         worker_id = self.pick(data, self.cleaning)
         self.cleaning.remove(worker_id)
-        self.send(m.Cleaned(worker_id, problem))
+        self.send(m.Cleaned(worker_id, problem, probed))
 
     @precondition(lambda self: set(self.slots) - set(self.starting))
     @rule(data=st.data())

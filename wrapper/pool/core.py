@@ -99,13 +99,13 @@ class Core:
         if pool.draining:
             self._refuse(event.lease_id, PoolDraining(f"pool {pool.name!r} is stopping"))
             return
-        pool.count("acquire")
+        pool.counts["acquire"] += 1
         key = self.registry.key_state(event.key)
         waiter = Waiter(event.lease_id, key, now, event.deadline, next(self._sequence))
-        self._enqueue(waiter)
-        self._serve(key, now)
-        if not waiter.queued:
+        if key.open:  # then nobody waits
+            self._reserve(next(reversed(key.open.values())), waiter, now)
             return
+        self._enqueue(waiter)
         self._grow(key, now)
         if not waiter.queued:
             return
@@ -118,10 +118,7 @@ class Core:
                 ),
             )
             return
-        if waiter.deadline is not None:
-            self._at(waiter.deadline, lambda at: self._waiter_overdue(waiter, at), waiter)
-        patience_ends = now + pool.limits.start_instead_after_s
-        self._at(patience_ends, lambda at: self._waited_enough(waiter, at), waiter)
+        self._at(now + pool.limits.start_instead_after_s, lambda at: self._waited_enough(waiter, at), waiter)
 
     def _waiter_gone(self, event: m.WaiterGone, now: float) -> None:
         waiter = self._waiters.get(event.lease_id)
@@ -151,6 +148,12 @@ class Core:
         self._offer_slots(now)
 
     def _waited_enough(self, waiter: Waiter, now: float) -> None:
+        """The waiter's patience is over, and later its time."""
+        if waiter.queued and waiter.deadline is not None:
+            if now >= waiter.deadline:
+                self._waiter_overdue(waiter, now)
+                return
+            self._at(waiter.deadline, lambda at: self._waiter_overdue(waiter, at), waiter)
         if waiter.queued:
             self._grow(waiter.key, now)
 
@@ -162,14 +165,26 @@ class Core:
                 return
             worker = next(reversed(key.open.values()))
             self._dequeue(waiter)
-            self._probing[waiter.lease_id] = waiter
-            worker.leases[waiter.lease_id] = now
-            if worker.state is WorkerState.IDLE:
-                self.registry.step(worker, Step.RESERVE, now)
-            else:
-                self.registry.reindex(worker)
-            self._commands.append(m.Probe(worker.id, waiter.lease_id))
+            self._reserve(worker, waiter, now)
         self._unblock_if_satisfied(key)
+
+    def _reserve(self, worker: Worker, waiter: Waiter, now: float) -> None:
+        """A worker for this waiter, if a probe finds that it may serve."""
+        self._probing[waiter.lease_id] = waiter
+        worker.leases[waiter.lease_id] = now
+        if worker.state is WorkerState.IDLE:
+            self.registry.step(worker, Step.RESERVE, now)
+        else:
+            self.registry.reindex(worker)
+        self._commands.append(m.Probe(worker.id, waiter.lease_id))
+
+    def _grant(self, worker: Worker, waiter: Waiter, now: float) -> None:
+        worker.leases[waiter.lease_id] = now
+        self.registry.step(worker, Step.LEASE, now)
+        self._leased[waiter.lease_id] = worker
+        worker.key.pool.counts["grant"] += 1
+        self._commands.append(m.Grant(waiter.lease_id, worker.id))
+        self._serve(worker.key, now)  # a multiplex worker may have room for the next one
 
     def _probe_done(self, event: m.ProbeDone, now: float) -> None:
         waiter = self._probing.pop(event.lease_id, None)
@@ -178,12 +193,7 @@ class Core:
             return  # the worker was stopped meanwhile, and the waiter queued again then
         usable = worker.state in (WorkerState.RESERVED, WorkerState.LEASED)
         if usable and event.problem is None and not waiter.gone:
-            worker.leases[event.lease_id] = now
-            self.registry.step(worker, Step.LEASE, now)
-            self._leased[event.lease_id] = worker
-            waiter.key.pool.count("grant")
-            self._commands.append(m.Grant(event.lease_id, worker.id))
-            self._serve(worker.key, now)  # a multiplex worker may have room for the next one
+            self._grant(worker, waiter, now)
             return
         del worker.leases[event.lease_id]
         if not waiter.gone:
@@ -209,7 +219,7 @@ class Core:
             worker.jobs += 1
             worker.jobs_since_gc += 1
             worker.dirty = True
-            pool.count("jobs")
+            pool.counts["jobs"] += 1
         if worker.state in _ENDED:
             return
         if event.used and event.problem is None:
@@ -242,13 +252,13 @@ class Core:
             self.registry.step(worker, Step.RELEASE_LAST, now)
             worker.cooling_since = now
             gc_is_due = _reached(worker.jobs_since_gc, limits.gc_job_frequency)
-            self._commands.append(m.Clean(worker.id, gc_is_due))
+            self._commands.append(m.Clean(worker.id, gc_is_due, probe=worker.key.waiting > 0))
 
     def _cleaned(self, event: m.Cleaned, now: float) -> None:
         worker = self.registry.workers.get(event.worker_id)
         if worker is None or worker.state is not WorkerState.COOLING:
             return
-        worker.key.pool.count("clean")
+        worker.key.pool.counts["clean"] += 1
         if event.problem is not None:
             self._stop(worker, event.problem, now)
             return
@@ -256,6 +266,11 @@ class Core:
         if _reached(worker.jobs_since_gc, worker.key.pool.limits.gc_job_frequency):
             worker.jobs_since_gc = 0
         worker.closed_to_new = worker.dirty = False
+        waiter = worker.key.first_waiter()
+        if event.probed and waiter is not None and not self.registry.blocked and worker.replaces is None:
+            self._dequeue(waiter)  # straight on to the next in turn: it was probed this very moment
+            self._grant(worker, waiter, now)
+            return
         self.registry.step(worker, Step.CLEANED, now)
         self._became_idle(worker, now)
 
@@ -332,7 +347,7 @@ class Core:
         worker.ready_at = worker.last_used_at = now
         if worker.expires_at is not None:
             self._at(worker.expires_at, lambda at: self._lifetime_over(worker, at))
-        pool.count("ready")
+        pool.counts["ready"] += 1
         self.registry.step(worker, Step.WARMED, now)
         self._became_idle(worker, now)
         self._grow(key, now)
@@ -343,7 +358,7 @@ class Core:
         if worker is None or worker.state is not WorkerState.STARTING:
             return
         key = worker.key
-        key.pool.count("start_failed")
+        key.pool.counts["start_failed"] += 1
         key.backoff.start_failed(now, event.error)
         self.registry.step(worker, Step.START_FAILED, now)
         self._count_stop(worker, StopReason.START_FAILED)
@@ -492,7 +507,7 @@ class Core:
             self._grow(key, now)
 
     def _unblock_if_satisfied(self, key: KeyState) -> None:
-        if not key.waiting:
+        if self.registry.blocked and not key.waiting:
             self._unblock(key)
 
     def _unblock(self, key: KeyState) -> None:
@@ -519,7 +534,7 @@ class Core:
             expires_at = now + limits.worker_ttl_s * (1 - limits.worker_ttl_jitter * self._random_unit())
         worker = Worker(next(self._ids), key, WorkerState.STARTING, now, expires_at, replaces=replaces)
         self.registry.add_worker(worker)
-        key.pool.count("start")
+        key.pool.counts["start"] += 1
         self._commands.append(m.Start(worker.id, key.key))
         return worker
 
@@ -629,7 +644,7 @@ class Core:
     def _answer_waiter(self, waiter: Waiter, error: WrapperError) -> None:
         self._dequeue(waiter)
         self._refuse(waiter.lease_id, error)
-        waiter.key.pool.count("refused")
+        waiter.key.pool.counts["refused"] += 1
 
     def _refuse_all(self, key: KeyState, error: Callable[[Waiter], WrapperError]) -> None:
         while (waiter := key.first_waiter()) is not None:

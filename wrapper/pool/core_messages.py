@@ -59,8 +59,11 @@ class Released(NamedTuple):
 
 
 class Cleaned(NamedTuple):
+    """`probed`: it was also found fit for a lease, in the same moment."""
+
     worker_id: int
     problem: StopReason | None = None
+    probed: bool = False
 
 
 class Exited(NamedTuple):
@@ -144,10 +147,14 @@ class Refuse(NamedTuple):
 
 
 class Clean(NamedTuple):
-    """Make the worker as it was before its last request. Answer with Cleaned."""
+    """Make the worker as it was before its last request. Answer with Cleaned.
+
+    `probe`: somebody waits for it, so have a look whether it may serve on.
+    """
 
     worker_id: int
     collect_garbage: bool
+    probe: bool = False
 
 
 class Stop(NamedTuple):

@@ -6,7 +6,7 @@ Decides nothing: that is `core.py`.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from wrapper.pool.backoff import StartBackoff
@@ -118,12 +118,9 @@ class PoolState:
     idle: dict[int, Worker] = field(default_factory=dict)
     """In the order in which they became idle: the first is the least recently used."""
     idle_timer: float | None = None
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     stops: dict[StopReason, int] = field(default_factory=dict)
     states: dict[WorkerState, int] = field(default_factory=lambda: dict.fromkeys(WorkerState, 0))
-
-    def count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
 
 
 class Registry:

@@ -350,7 +350,8 @@ class WorkerPool:
         assert housekeeping is not None  # noqa: S101 - it has served
         try:
             if not command.collect_garbage and housekeeping.is_clean_already():
-                self._inbox.append(m.Cleaned(command.worker_id))
+                probed = command.probe and not worker.fingerprint.changed()
+                self._inbox.append(m.Cleaned(command.worker_id, probed=probed))
                 return
         except Exception:  # noqa: BLE001 - the thorough cleaning will say whether it matters
             _log.exception("looking at worker %d after its request failed", command.worker_id)

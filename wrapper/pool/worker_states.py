@@ -90,7 +90,7 @@ TRANSITIONS: dict[WorkerState, dict[Step, WorkerState]] = {
         **_ENDS,
     },
     _S.DOOMED: {Step.RELEASE_ONE: _S.DOOMED, **_ENDS},
-    _S.COOLING: {Step.CLEANED: _S.IDLE, **_ENDS},
+    _S.COOLING: {Step.CLEANED: _S.IDLE, Step.LEASE: _S.LEASED, **_ENDS},
     _S.STOPPING: {Step.GONE: _S.STOPPED},
     _S.STOPPED: {},
 }
