@@ -169,13 +169,12 @@ def _worker_mode(args: list[str]) -> int:
         from wrapper.one_shot import run_once
 
         run_once(tool)
-    import asyncio
-
+    from wrapper.event_loop import run
     from wrapper.runtime.local_process import LocalProcessRuntime
     from wrapper.worker_mode import serve
 
     options = _options(given, tool, pool)
-    return asyncio.run(serve(options, LocalProcessRuntime(log_dir=given.log_dir)))
+    return run(serve(options, LocalProcessRuntime(log_dir=given.log_dir)))
 
 
 def _options(given: argparse.Namespace, tool: list[str], pool: PoolConfig | None) -> WorkerModeOptions:

@@ -1,7 +1,9 @@
 """Warm workers for Python programs: `WarmWorkerPoolManager`.
 
-Composition root of that face: builds the pools of a configuration on the process runtime. Whoever has
-the pools' names or a persistentWorkerKey gets leases; the rest is the pool's business.
+Composition root of that face: builds the pools of a configuration on the process runtime, and lets
+nobody in before the pools that have `check_health` are proven. Whoever has a pool's name or a
+persistentWorkerKey gets leases; who gets which worker, and when one starts or stops, is the pool's
+business. `docs/python-api.md` shows its use.
 """
 
 from __future__ import annotations
@@ -15,15 +17,16 @@ from types import TracebackType
 from typing import Self
 
 from wrapper.config import Config, PoolConfig
-from wrapper.errors import ConfigError, UnknownPool
+from wrapper.errors import ConfigError, PoolDraining, RequestRefused, UnknownPool, WorkerStartFailed
 from wrapper.events import EventBus
 from wrapper.pool.health import prove_pool
 from wrapper.pool.lease import Lease, WorkerOutcome
 from wrapper.pool.pool import WorkerPool
 from wrapper.pool.worker_key import WorkerKey
-from wrapper.pool.worker_states import WorkerState
+from wrapper.pool.worker_states import StopReason, WorkerState
 from wrapper.runtime.base import Runtime
 from wrapper.runtime.local_process import LocalProcessRuntime
+from wrapper.runtime.spawn import resolve_program
 
 _READY = (WorkerState.IDLE, WorkerState.RESERVED)
 _ACTIVE = (WorkerState.LEASED, WorkerState.DOOMED, WorkerState.COOLING)
@@ -32,10 +35,12 @@ _PROVISIONING = (WorkerState.STARTING, WorkerState.WARMING)
 
 @dataclass(frozen=True, slots=True)
 class PoolCreateOptions:
-    """`config`: see `wrapper.config.load_config`. `cwd`: where workers run; default: where we do."""
+    """What a manager is made of."""
 
     config: Config
+    """See `wrapper.load_config`."""
     cwd: str = field(default_factory=os.getcwd)
+    """The workers' working directory; default: ours, now. A relative `worker_command` counts from it."""
     log_dir: str | None = None
     """Where the workers' stderr goes, in rotating files; None: only a bounded tail is kept."""
     make_runtime: Callable[[PoolConfig], Runtime] | None = None
@@ -44,14 +49,19 @@ class PoolCreateOptions:
 
 @dataclass(frozen=True, slots=True)
 class PoolMetrics:
-    """Numbers of one pool, or of all. Workers are counted now, the rest since the start."""
+    """Numbers of one pool, or of all. Workers are counted now, the rest since the start.
+
+    A worker that is being stopped holds its place in the pool's limits, but is none of the first three.
+    """
 
     ready_workers: int
+    """Idle: a lease can have one at once."""
     active_workers: int
     """Leased, or being cleaned after a lease."""
     provisioning_workers: int
+    """Being started or warmed up."""
     recycled_workers: int
-    """Workers that were stopped, for whatever reason."""
+    """Workers that were started and then stopped, for whatever reason."""
     gets: int
     """Leases given."""
     cleans: int
@@ -64,16 +74,25 @@ class WarmWorkerPoolManager:
     """Keeps the pools of a configuration. Use it within one event loop.
 
     `async with manager:` starts and closes it; the first lease starts it too, and then `close` is owed.
+    A manager is started once: after `close`, or after a start that failed, a new one is needed.
     """
 
     def __init__(self, options: PoolCreateOptions) -> None:
         self._options = options
         self.events = EventBus()
+        """Tells whoever subscribes what happens: `manager.events.subscribe(print)`."""
+        self._keys: dict[str, WorkerKey] = {}
         self._pool: WorkerPool | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._usable = False
+        self._closed = False
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -84,35 +103,68 @@ class WarmWorkerPoolManager:
     async def start(self) -> None:
         """Begin to keep each pool's minimum of warm workers; prove the pools that have `check_health`.
 
-        Idempotent. Raises the WrapperError of the first pool that is not healthy; all are closed then.
+        Returns when the proofs are done, not when the minimum is ready. Idempotent. Raises the
+        WrapperError of the first pool that is not healthy (all are closed then), also at later calls;
+        PoolDraining once the manager was closed. Cancelled, it goes on in the background.
         """
         if self._starting is None:
-            self._starting = asyncio.create_task(self._start(), name="manager start")
-        await asyncio.shield(self._starting)
+            if self._closed:
+                raise PoolDraining("the manager is closed")
+            self._pool = self._make_pool()
+            self._pool.start()
+            self._starting = asyncio.create_task(self._prove(self._pool), name="manager start")
+        if not self._starting.done():
+            await asyncio.wait([self._starting])
+        if self._starting.cancelled():
+            raise PoolDraining("the manager was closed while it started")
+        self._starting.result()
 
     async def close(self) -> None:
-        """Refuse whoever waits, let leases end for `drain_timeout_s`, stop every worker. Idempotent."""
-        if self._pool is not None:
-            await self._pool.close(self._options.config.drain_timeout_s)
+        """Refuse whoever waits, let leases end for `drain_timeout_s`, stop every worker. Idempotent.
+
+        When it returns, also by cancellation, no process of any worker is left.
+        """
+        self._closed = True
+        try:
+            if self._starting is not None:
+                self._starting.cancel()  # a proof that is under way; no effect on one that is done
+                await asyncio.wait([self._starting])
+                if not self._starting.cancelled():
+                    self._starting.exception()  # whoever awaited `start` was told
+        finally:
+            if self._pool is not None:
+                await self._pool.close(self._options.config.drain_timeout_s)
 
     async def acquire(self, pool_or_key: str, *, timeout_s: float | None = None) -> Lease:
         """A worker of the pool of this name, else of the first pool that serves this persistentWorkerKey.
 
+        `timeout_s`: how long to wait in turn for a worker; None: `limits.acquire_timeout_s` of the pool.
         To be ended by `lease.release(WorkerOutcome.COMPLETED | FAILED)`; a lease that is dropped stops
-        its worker. Raises UnknownPool, and what `WorkerPool.acquire` raises.
+        its worker.
+
+        Raises UnknownPool, ConfigError (the pool has no `worker_command`), PoolTimeout, PoolExhausted,
+        PoolDraining (the manager was closed), WorkerStartFailed (with the program's stderr), WorkerDied
+        (several workers in a row died before their first answer), RuntimeUnavailable; and what `start`
+        raises.
         """
-        key = self._key(pool_or_key)
-        if self._pool is None:
+        pool = self._pool_for(pool_or_key)
+        if not self._usable:
             await self.start()
         assert self._pool is not None  # noqa: S101 - it was started
-        return await self._pool.acquire(key, timeout_s=timeout_s)
+        return await self._pool.acquire(self._keys[pool.name], timeout_s=timeout_s)
 
     @asynccontextmanager
     async def lease(self, pool_or_key: str, *, timeout_s: float | None = None) -> AsyncIterator[Lease]:
-        """`acquire` and `release` around a block; an exception in the block says that the worker failed."""
+        """`acquire` and `release` around a block; an exception in the block says that the worker failed.
+
+        But for RequestRefused: then the worker has seen nothing of the request.
+        """
         lease = await self.acquire(pool_or_key, timeout_s=timeout_s)
         try:
             yield lease
+        except RequestRefused:
+            lease.release(WorkerOutcome.COMPLETED)
+            raise
         except BaseException:
             lease.release(WorkerOutcome.FAILED)
             raise
@@ -136,30 +188,41 @@ class WarmWorkerPoolManager:
             ready_workers=workers(_READY),
             active_workers=workers(_ACTIVE),
             provisioning_workers=workers(_PROVISIONING),
-            recycled_workers=sum(sum(state.stops.values()) for state in states.values()),
+            recycled_workers=sum(
+                number
+                for state in states.values()
+                for reason, number in state.stops.items()
+                if reason is not StopReason.START_FAILED  # there never was a worker
+            ),
             gets=count("grant"),
             cleans=count("clean"),
             prepares=count("ready"),
         )
 
-    async def _start(self) -> None:
+    def _make_pool(self) -> WorkerPool:
         config = self._options.config
-        keys = {pool.name: self._key_of(pool) for pool in config.pools if pool.worker_command}
-        pool = self._pool = WorkerPool(
+        self._keys = {pool.name: self._key_of(pool) for pool in config.pools if pool.worker_command}
+        return WorkerPool(
             {pool.name: pool.settings() for pool in config.pools},
             self._runtimes(),
             total=config.total_limits(),
-            minimum_keys=keys,
+            minimum_keys=self._keys,
             events=self.events,
         )
-        pool.start()
+
+    async def _prove(self, pool: WorkerPool) -> None:
+        """Prove the pools that ask for it, one after the other: their first starts are expensive.
+
+        Pools without a `worker_command` are left out, since nothing can be leased from them here.
+        """
         try:
-            for configured in config.pools:
-                if configured.check_health:
-                    await prove_pool(pool, keys[configured.name])
-        except BaseException:
+            for configured in self._options.config.pools:
+                if configured.check_health and configured.name in self._keys:
+                    await prove_pool(pool, self._keys[configured.name])
+        except Exception:
             await pool.close()
             raise
+        self._usable = True
 
     def _runtimes(self) -> Mapping[str, Runtime]:
         make = self._options.make_runtime
@@ -168,10 +231,9 @@ class WarmWorkerPoolManager:
         runtime = LocalProcessRuntime(log_dir=self._options.log_dir)
         return {pool.name: runtime for pool in self._options.config.pools}
 
-    def _key(self, pool_or_key: str) -> WorkerKey:
+    def _pool_for(self, pool_or_key: str) -> PoolConfig:
         config = self._options.config
-        named = config.pool_named(pool_or_key)
-        pool = named or config.pool_for_key(pool_or_key)
+        pool = config.pool_named(pool_or_key) or config.pool_for_key(pool_or_key)
         if pool is None:
             raise UnknownPool(
                 f"no pool is named {pool_or_key!r}, and none serves it as a persistentWorkerKey. "
@@ -179,18 +241,24 @@ class WarmWorkerPoolManager:
             )
         if not pool.worker_command:
             raise ConfigError(f"pool {pool.name!r} has no worker_command: there is nothing to start")
-        return self._key_of(pool)
+        return pool
 
     def _key_of(self, pool: PoolConfig) -> WorkerKey:
         """One kind of worker for a pool, whatever key asked for it: its command is the same."""
-        multiplex = pool.limits.max_requests_per_worker_at_once > 1
+        cwd = os.path.abspath(self._options.cwd)
+        program, *arguments = pool.worker_command
+        try:
+            # The file itself, or its freshness could not be checked.
+            program = resolve_program(program, pool.env, cwd)
+        except WorkerStartFailed:
+            pass  # each start will say so, and find it should it come
         return WorkerKey(
             pool=pool.name,
-            argv=tuple(pool.worker_command),
-            cwd=self._options.cwd,
+            argv=(program, *arguments),
+            cwd=cwd,
             env=tuple(sorted(pool.env.items())),
             protocol=pool.worker_protocol,
-            multiplex=multiplex,
+            multiplex=pool.limits.max_requests_per_worker_at_once > 1,
         )
 
     def _pool_named(self, name: str) -> PoolConfig:

@@ -81,10 +81,13 @@ class WorkerMode:
         self._key = key
         self._sandboxed_key = replace(self._key, own_execroot=True)
         self._reader = UpstreamReader(stdin_fd, self._received)
-        self._writer = UpstreamWriter(stdout_fd, self._host_gone)
+        self._writer = UpstreamWriter(stdout_fd, self._host_gone, self._go_on)
         self._format = options.upstream_format
         self._decoder: MessageDecoder[WorkRequest] | None = None
         self._head = b""
+        self._at_eof = False
+        self._held_back = False
+        """Not reading, and requests that have come may wait in the decoder: there is no room for more."""
         self._ledger = UpstreamLedger()
         self._actions: dict[Ticket, Action] = {}
         self._ended = asyncio.Event()
@@ -141,17 +144,17 @@ class WorkerMode:
         try:
             self._decode(data)
         except ProtocolError as error:
-            # Nothing after this can be understood; what was understood before it is still answered.
-            _log.error("the worker host's requests: %s", error.message)
-            self._exit_code = error.exit_code
-            data = b""
-        if not data:
-            self._reader.pause()
-            self._ended.set()
-        elif len(self._ledger) >= MAX_IN_FLIGHT or self._writer.is_congested:
-            self._reader.pause()
+            self._not_understood(error)
+
+    def _not_understood(self, error: ProtocolError) -> None:
+        """Nothing after this can be understood; what was understood before it is still answered."""
+        _log.error("the worker host's requests: %s", error.message)
+        self._exit_code = error.exit_code
+        self._reader.pause()
+        self._ended.set()
 
     def _decode(self, data: bytes) -> None:
+        self._at_eof = not data
         if self._decoder is None:
             self._head += data
             self._format = self._format or detect(self._head, at_eof=not data)
@@ -163,10 +166,43 @@ class WorkerMode:
             self._head = b""
         else:
             self._decoder.feed(data)
-        while (request := self._decoder.next_message()) is not None:
+        self._accept_what_has_come()
+
+    def _accept_what_has_come(self) -> None:
+        """Take on requests as long as there is room. Raises ProtocolError."""
+        decoder = self._decoder
+        if decoder is None:
+            return
+        while self._has_room():
+            request = decoder.next_message()
+            if request is None:
+                if self._at_eof:
+                    decoder.end_of_stream()
+                    self._ended.set()
+                return
             self._accept(request)
-        if not data:
-            self._decoder.end_of_stream()
+        self._held_back = True
+        self._reader.pause()
+
+    def _has_room(self) -> bool:
+        return len(self._ledger) < MAX_IN_FLIGHT and not self._writer.is_congested
+
+    def _go_on(self) -> None:
+        """There may be room again."""
+        if self._held_back and not self._ended.is_set() and self._has_room():
+            self._held_back = False
+            # Not at once: a request that is answered in the course of its acceptance comes by here.
+            asyncio.get_running_loop().call_soon(self._take_up_again)
+
+    def _take_up_again(self) -> None:
+        if self._ended.is_set():
+            return
+        try:
+            self._accept_what_has_come()
+        except ProtocolError as error:
+            self._not_understood(error)
+        if not self._held_back and not self._ended.is_set():
+            self._reader.resume()
 
     def _accept(self, request: WorkRequest) -> None:
         if request.pb.cancel:
@@ -206,8 +242,8 @@ class WorkerMode:
         self._writer.write(encode_response(self._format or WireFormat.PROTO, response))
         if not len(self._ledger):
             self._idle.set()
-        if not self._ended.is_set() and not self._writer.is_congested:
-            self._reader.resume()
+        if self._held_back:
+            self._go_on()
 
     async def _flush(self) -> None:
         if self._stopping is not None:

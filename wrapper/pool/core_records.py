@@ -22,7 +22,8 @@ from wrapper.pool.worker_states import (
 )
 
 _IDLE, _LEASED = WorkerState.IDLE, WorkerState.LEASED
-_SERVING = {state: int(state in SERVING_STATES) for state in WorkerState}
+_RARE = frozenset(WorkerState) - {_IDLE, WorkerState.RESERVED, _LEASED, WorkerState.COOLING}
+"""The states that a worker is not in while it serves one request after the other."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +91,8 @@ class KeyState:
     serving: int = 0
     backoff: StartBackoff = field(default_factory=StartBackoff)
     estimates: Estimates = field(default_factory=Estimates)
+    is_multiplex: bool = False
+    """A worker can have several leases."""
     is_minimum: bool = False
     """The key of the pool's own `worker_command`, of which a minimum is kept."""
 
@@ -139,7 +142,12 @@ class Registry:
         state = self.keys.get(key)
         if state is None:
             pool = self.pools[key.pool]
-            state = self.keys[key] = KeyState(key, pool, is_minimum=key == pool.minimum_key)
+            state = self.keys[key] = KeyState(
+                key,
+                pool,
+                is_multiplex=pool.limits.max_requests_per_worker_at_once > 1,
+                is_minimum=key == pool.minimum_key,
+            )
         return state
 
     def add_worker(self, worker: Worker) -> None:
@@ -159,29 +167,37 @@ class Registry:
         old = worker.state
         new = next_state(old, step)
         key = worker.key
-        pool = key.pool
         worker.state = new
         if old is not new:
-            states = pool.states
+            states = key.pool.states
             states[old] -= 1
             states[new] += 1
             if old is _IDLE:
-                del pool.idle[worker.id]
+                del key.pool.idle[worker.id]
             elif new is _IDLE:
                 worker.idle_since = now
-                pool.idle[worker.id] = worker
-            key.serving += _SERVING[new] - _SERVING[old]
-            if old is WorkerState.STARTING:
-                key.starting -= 1
-            if new is WorkerState.STOPPING:
-                pool.stopping += 1
-                self.stopping += 1
-            elif new is WorkerState.STOPPED:
-                if old is WorkerState.STOPPING:
-                    pool.stopping -= 1
-                    self.stopping -= 1
-                self._free_slot(worker)
-        self.reindex(worker)
+                key.pool.idle[worker.id] = worker
+            if old in _RARE or new in _RARE:
+                self._born_or_ending(worker, old, new)
+        if key.is_multiplex:
+            self.reindex(worker)
+        elif new is _IDLE:
+            key.open[worker.id] = worker
+        elif old is _IDLE:
+            del key.open[worker.id]
+
+    def _born_or_ending(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
+        key, pool = worker.key, worker.key.pool
+        key.serving += (new in SERVING_STATES) - (old in SERVING_STATES)
+        key.starting -= old is WorkerState.STARTING
+        if new is WorkerState.STOPPING:
+            pool.stopping += 1
+            self.stopping += 1
+        elif old is WorkerState.STOPPING:
+            pool.stopping -= 1
+            self.stopping -= 1
+        if new is WorkerState.STOPPED:
+            self._free_slot(worker)
 
     def reindex(self, worker: Worker) -> None:
         """Put a worker where its key looks for one to lease, or take it away from there."""

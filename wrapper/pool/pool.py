@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wrapper.clock import monotonic_s
+from wrapper.clock import precise_clock
 from wrapper.errors import RuntimeUnavailable, WorkerDied, WorkerStartFailed, WrapperError
 from wrapper.events import Event, EventBus, EventKind
 from wrapper.execroot.worker_execroot import WorkerExecroot
@@ -69,6 +69,7 @@ class WorkerPool:
         minimum_keys: Mapping[str, WorkerKey] | None = None,
         events: EventBus | None = None,
     ) -> None:
+        self._now = precise_clock()
         self.events = events or EventBus()
         self._settings = dict(settings)
         self._runtimes = dict(runtimes)
@@ -132,10 +133,11 @@ class WorkerPool:
         self._last_lease_id += 1
         if timeout_s is None and key.pool in self._settings:
             timeout_s = self._settings[key.pool].acquire_timeout_s
-        deadline = None if timeout_s is None else monotonic_s() + timeout_s
-        self._waiters[self._last_lease_id] = on_lease
-        self._feed(m.Acquire(self._last_lease_id, key, deadline))
-        return self._last_lease_id
+        lease_id = self._last_lease_id
+        deadline = None if timeout_s is None else self._now() + timeout_s
+        self._waiters[lease_id] = on_lease
+        self._feed(m.Acquire(lease_id, key, deadline))
+        return lease_id
 
     def take_back(self, lease_id: int) -> None:
         """Whoever asked does not wait any more; too late for one that was answered."""
@@ -218,7 +220,7 @@ class WorkerPool:
             return
         self._handling = True
         try:
-            now = monotonic_s()
+            now = self._now()
             while self._inbox:
                 for command in self._core.handle(self._inbox.popleft(), now):
                     self._obey[type(command)](command)
