@@ -63,7 +63,8 @@ rm -f "$venv/.bootstrap-stamp"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@" >&2; }
 {
   pip install --progress-bar "$progress" --require-hashes --requirement "$repository/requirements/${extras:-run}.txt" &&
-    pip install --no-deps --no-build-isolation --editable "$repository"
+    pip install --no-deps --no-build-isolation --config-settings editable_mode=compat --editable "$repository" &&
+    "$venv/bin/python" -m compileall -q "$repository/wrapper"
 } || fail "pip could not install the project's dependencies (see above): is the package index reachable?"
 stamp_of "$extras" >"$venv/.bootstrap-stamp"
 say "bootstrap: done"

@@ -25,7 +25,9 @@ SHRINK = "CORE_HISTORIES_SHRINK" in os.environ
 """Shrinking a failing history takes minutes: asked for by hand."""
 
 POOLS = {
-    "single": PoolLimits(max_workers=3, max_instances_per_key=2, max_waiting=6, gc_job_frequency=2, max_jobs_per_worker=4),
+    "single": PoolLimits(
+        max_workers=3, max_instances_per_key=2, max_waiting=6, gc_job_frequency=2, max_jobs_per_worker=4
+    ),
     "multi": PoolLimits(
         max_workers=2,
         max_instances_per_key=2,
@@ -106,7 +108,7 @@ class CoreHistory(RuleBasedStateMachine):
                     if worker_id in doing:
                         doing.remove(worker_id)
             case m.WakeAt(at):
-                assert at >= self.now or self.core._timers[0][0] == at
+                assert at == self.core._timers.next_at
 
     def pick(self, data: st.DataObject, among: list[int]) -> int:
         return data.draw(st.sampled_from(among))
@@ -193,6 +195,8 @@ class CoreHistory(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.send(m.Tick())
+        for waiter in self.core._queue.waiters.values():
+            assert waiter.deadline is None or waiter.deadline > self.now, "overdue, and not told"
 
     # ---- what must hold ----------------------------------------------------------------------------
 
@@ -222,8 +226,8 @@ class CoreHistory(RuleBasedStateMachine):
         assert registry.slots == len(self.slots)
         assert registry.stopping == len(self.stopping)
         probing = {lease_id for _, lease_id in self.probes}
-        assert set(self.waiting) - probing <= set(self.core._waiters)
-        assert set(self.core._waiters) <= set(self.waiting)
+        assert set(self.waiting) - probing <= set(self.core._queue.waiters)
+        assert set(self.core._queue.waiters) <= set(self.waiting)
         for key in registry.keys.values():
             workers = list(key.workers.values())
             assert key.starting == sum(w.state is WorkerState.STARTING for w in workers)

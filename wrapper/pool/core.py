@@ -10,22 +10,25 @@ Rules, each with a test in `tests/core/`:
 * A slot is free only when the runtime said that nothing is left of its worker (Stopped).
 * Never an idle worker and a waiter for one key at the same time.
 * A start belongs to the pool: if the caller that caused it is gone, the next one gets the worker.
-* A key grows by one start at a time (`_should_grow`).
-* A caller waits in turn (FIFO) with the others of its key. Keys share a full pool fairly: see `_yields`.
+* A key grows by one start at a time (`capacity.should_grow`).
+* A caller waits in turn (FIFO) with the others of its key; keys share a full pool fairly (`capacity.yields`).
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from wrapper.errors import PoolDraining, PoolExhausted, PoolTimeout, UnknownPool, WrapperError
+from wrapper.errors import PoolDraining, UnknownPool, WrapperError
 from wrapper.pool import core_messages as m
+from wrapper.pool.capacity import Capacity, should_grow, yields
 from wrapper.pool.core_records import KeyState, PoolState, Registry, Waiter, Worker
 from wrapper.pool.limits import PoolLimits, TotalLimits
+from wrapper.pool.timers import Timers
+from wrapper.pool.wait_queue import WaitQueue, exhausted, overdue
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import Step, StopReason, WorkerState
 
@@ -54,14 +57,13 @@ class Core:
         self.registry = Registry()
         for name, limits in pools.items():
             self.registry.pools[name] = PoolState(name, limits, (minimum_keys or {}).get(name))
-        self._total = total
+        self._capacity = Capacity(self.registry, total)
         self._random_unit = random_unit
-        self._waiters: dict[int, Waiter] = {}
+        self._queue = WaitQueue()
         self._probing: dict[int, Waiter] = {}
         self._leased: dict[int, Worker] = {}
         self._ids = itertools.count(1)
-        self._sequence = itertools.count()
-        self._timers: list[tuple[float, int, Callable[[float], None], Waiter | None]] = []
+        self._timers = Timers()
         self._announced_wake: float | None = None
         self._commands: list[m.Command] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
@@ -84,9 +86,10 @@ class Core:
         """Decide. The commands are to be carried out in order."""
         self._commands = []
         self._handlers[type(event)](event, now)
-        if self._timers and self._timers[0][0] != self._announced_wake:
-            self._announced_wake = self._timers[0][0]
-            self._commands.append(m.WakeAt(self._announced_wake))
+        wake_at = self._timers.next_at
+        if wake_at is not None and wake_at != self._announced_wake:
+            self._announced_wake = wake_at
+            self._commands.append(m.WakeAt(wake_at))
         return self._commands
 
     # ---- callers -----------------------------------------------------------------------------------
@@ -101,61 +104,54 @@ class Core:
             return
         pool.counts["acquire"] += 1
         key = self.registry.key_state(event.key)
-        waiter = Waiter(event.lease_id, key, now, event.deadline, next(self._sequence))
+        waiter = self._queue.new_waiter(event.lease_id, key, now, event.deadline)
         if key.open:  # then nobody waits
             self._reserve(next(reversed(key.open.values())), waiter, now)
             return
-        self._enqueue(waiter)
+        self._queue.add(waiter)
         self._grow(key, now)
         if not waiter.queued:
             return
         if pool.waiting > pool.limits.max_waiting:
-            self._answer_waiter(
-                waiter,
-                PoolExhausted(
-                    f"pool {pool.name!r}: {pool.limits.max_waiting} requests already wait for a worker "
-                    "(max_waiting); run fewer at a time or allow more workers"
-                ),
-            )
+            self._answer_waiter(waiter, exhausted(pool))
             return
-        self._at(now + pool.limits.start_instead_after_s, lambda at: self._waited_enough(waiter, at), waiter)
+        self._arm(waiter, now)
+
+    def _arm(self, waiter: Waiter, now: float) -> None:
+        """Look at a waiter again when its patience or its time is over."""
+        at = max(now, waiter.since + waiter.key.pool.limits.start_instead_after_s)
+        if now >= at or (waiter.deadline is not None and waiter.deadline < at):
+            at = waiter.deadline if waiter.deadline is not None else math.inf
+        if at < math.inf:
+            self._timers.at(at, lambda now: self._waited(waiter, now), waiter)
+
+    def _waited(self, waiter: Waiter, now: float) -> None:
+        if not waiter.queued:
+            return
+        if waiter.deadline is not None and now >= waiter.deadline:
+            self._answer_waiter(waiter, overdue(waiter, now))
+            self._unblock_if_satisfied(waiter.key)
+            self._offer_slots(now)
+            return
+        self._grow(waiter.key, now)
+        if waiter.queued:
+            self._arm(waiter, now)
+
+    def _requeue(self, waiter: Waiter, now: float) -> None:
+        """The worker that a waiter was to get will not do: it is the first in turn again."""
+        self._queue.add(waiter, first=True)
+        self._arm(waiter, now)
 
     def _waiter_gone(self, event: m.WaiterGone, now: float) -> None:
-        waiter = self._waiters.get(event.lease_id)
+        waiter = self._queue.waiters.get(event.lease_id)
         if waiter is not None:
-            self._dequeue(waiter)
+            self._queue.remove(waiter)
             self._unblock_if_satisfied(waiter.key)
             self._offer_slots(now)
         else:
             waiter = self._probing.get(event.lease_id)
             if waiter is not None:
                 waiter.gone = True
-
-    def _waiter_overdue(self, waiter: Waiter, now: float) -> None:
-        if not waiter.queued:
-            return
-        key = waiter.key
-        self._answer_waiter(
-            waiter,
-            PoolTimeout(
-                f"pool {key.pool.name!r}: no worker for {key.key.label!r} became free within "
-                f"{now - waiter.since:.1f} s ({len(key.workers)} workers of this key, "
-                f"{key.pool.slots} of at most {key.pool.limits.max_workers} in the pool, "
-                f"{key.waiting} requests of this key waiting)"
-            ),
-        )
-        self._unblock_if_satisfied(key)
-        self._offer_slots(now)
-
-    def _waited_enough(self, waiter: Waiter, now: float) -> None:
-        """The waiter's patience is over, and later its time."""
-        if waiter.queued and waiter.deadline is not None:
-            if now >= waiter.deadline:
-                self._waiter_overdue(waiter, now)
-                return
-            self._at(waiter.deadline, lambda at: self._waiter_overdue(waiter, at), waiter)
-        if waiter.queued:
-            self._grow(waiter.key, now)
 
     def _serve(self, key: KeyState, now: float) -> None:
         """Give workers that can take a lease to the waiters of their key, first come first served."""
@@ -164,7 +160,7 @@ class Core:
             if waiter is None:
                 return
             worker = next(reversed(key.open.values()))
-            self._dequeue(waiter)
+            self._queue.remove(waiter)
             self._reserve(worker, waiter, now)
         self._unblock_if_satisfied(key)
 
@@ -197,7 +193,7 @@ class Core:
             return
         del worker.leases[event.lease_id]
         if not waiter.gone:
-            self._enqueue(waiter, first=True)
+            self._requeue(waiter, now)
         if event.problem is not None and usable:
             self._retire(worker, event.problem, now)
         if worker.state is WorkerState.RESERVED:
@@ -237,7 +233,7 @@ class Core:
         if worker.state in _ENDED:
             return
         if worker.leases:
-            if self._yields(worker, now):
+            if yields(worker, self._capacity, now):
                 worker.closed_to_new = True
             self.registry.step(worker, Step.RELEASE_ONE, now)
             self._serve(worker.key, now)
@@ -268,7 +264,7 @@ class Core:
         worker.closed_to_new = worker.dirty = False
         waiter = worker.key.first_waiter()
         if event.probed and waiter is not None and not self.registry.blocked and worker.replaces is None:
-            self._dequeue(waiter)  # straight on to the next in turn: it was probed this very moment
+            self._queue.remove(waiter)  # straight on to the next in turn: it was probed this very moment
             self._grant(worker, waiter, now)
             return
         self.registry.step(worker, Step.CLEANED, now)
@@ -289,7 +285,7 @@ class Core:
             old, worker.replaces = worker.replaces, None
             old.replaced_by = None
             self._retire(old, StopReason.LIFETIME, now)
-        if self._yields(worker, now):
+        if yields(worker, self._capacity, now):
             self._stop(worker, StopReason.EVICTED, now)
             return
         self._serve(key, now)
@@ -303,33 +299,7 @@ class Core:
             and pool.idle_timer is None
         ):
             pool.idle_timer = now + pool.limits.idle_timeout_s
-            self._at(pool.idle_timer, lambda at: self._idle_timeouts(pool, at))
-
-    def _yields(self, worker: Worker, now: float) -> bool:
-        """Whether an idle worker makes room for another key although its own has waiters.
-
-        It does if a request of that key came earlier and has already waited longer than a cold worker
-        costs: without this a busy key would starve the others of a full pool; without the second
-        condition two keys that take turns would start a worker for every request.
-        """
-        if not self.registry.blocked:
-            return False
-        own = worker.key.first_waiter()
-        if own is None:
-            return False
-        for key in self._blocked_with(worker.key.pool):
-            first = key.first_waiter()
-            if key is worker.key or first is None or first.sequence > own.sequence:
-                continue
-            patience = max(key.estimates.cold_s() or 0.0, key.pool.limits.start_instead_after_s)
-            if now - first.since >= patience and self._has_room_in_key(key) and not key.pool.stopping:
-                return True
-        return False
-
-    def _blocked_with(self, pool: PoolState) -> list[KeyState]:
-        """The keys that a free slot in this pool would help."""
-        total = self._total_is_full()
-        return [key for key in self.registry.blocked.values() if total or key.pool is pool]
+            self._timers.at(pool.idle_timer, lambda at: self._idle_timeouts(pool, at))
 
     def _started(self, event: m.Started, now: float) -> None:
         worker = self.registry.workers.get(event.worker_id)
@@ -346,7 +316,7 @@ class Core:
         key.estimates.started(now - worker.created_at)
         worker.ready_at = worker.last_used_at = now
         if worker.expires_at is not None:
-            self._at(worker.expires_at, lambda at: self._lifetime_over(worker, at))
+            self._timers.at(worker.expires_at, lambda at: self._lifetime_over(worker, at))
         pool.counts["ready"] += 1
         self.registry.step(worker, Step.WARMED, now)
         self._became_idle(worker, now)
@@ -383,7 +353,7 @@ class Core:
         if refusal is not None and not key.serving and not key.starting:
             self._refuse_all(key, lambda _waiter: refusal)
         if key.is_minimum and key.backoff.delays(now):
-            self._at(key.backoff.retry_at, lambda at: self._refill(key.pool, at))
+            self._timers.at(key.backoff.retry_at, lambda at: self._refill(key.pool, at))
         self._serve(key, now)
         self._grow(key, now)
 
@@ -392,7 +362,7 @@ class Core:
         old, worker.replaces = worker.replaces, None
         if old is not None:
             old.replaced_by = None
-            self._at(now + _FAILED_REPLACEMENT_RETRY_S, lambda at: self._lifetime_over(old, at))
+            self._timers.at(now + _FAILED_REPLACEMENT_RETRY_S, lambda at: self._lifetime_over(old, at))
 
     def _stopped(self, event: m.Stopped, now: float) -> None:
         worker = self.registry.workers.get(event.worker_id)
@@ -433,7 +403,7 @@ class Core:
             if waiter is not None:
                 del worker.leases[lease_id]
                 if not waiter.gone:
-                    self._enqueue(waiter, first=True)
+                    self._requeue(waiter, now)
         worker.stop_reason = reason
         self._replacement_lost(worker, now)
         self.registry.step(worker, Step.STOP, now)
@@ -456,45 +426,22 @@ class Core:
             if refusal is not None:
                 self._refuse_all(key, lambda _waiter: refusal)
                 return
-        elif key.backoff.delays(now) or not self._should_grow(key, now):
+        elif key.backoff.delays(now) or not should_grow(key, now):
             return
-        if not self._has_room_in_key(key):
+        if not self._capacity.has_room_in_key(key):
             return
-        if self._has_room(key.pool):
+        if self._capacity.has_room_in_pool(key.pool):
             self._unblock(key)
             self._start(key, now)
             return
         self.registry.blocked[key.key] = key
         self._make_room(key, now)
 
-    def _should_grow(self, key: KeyState, now: float) -> bool:
-        """Whether waiting is expected to cost the last waiter more than a cold worker does.
-
-        What was never measured is not guessed: until then (and however good the estimates look) the
-        first waiter's patience of `start_instead_after_s` decides.
-        """
-        first = key.first_waiter()
-        if first is not None and now - first.since >= key.pool.limits.start_instead_after_s:
-            return True
-        slots = key.serving * key.pool.limits.max_requests_per_worker_at_once
-        wait_s = key.estimates.wait_s(key.waiting, slots)
-        cold_s = key.estimates.cold_s()
-        return wait_s is not None and cold_s is not None and wait_s > cold_s
-
     def _make_room(self, key: KeyState, now: float) -> None:
         """At a limit the least recently used idle worker of another key makes room."""
-        pool = key.pool
-        if pool.slots >= pool.limits.max_workers:
-            wanted = sum(other.pool is pool for other in self.registry.blocked.values())
-            pools, stopping = [pool], pool.stopping
-        else:
-            wanted = len(self.registry.blocked)
-            pools, stopping = list(self.registry.pools.values()), self.registry.stopping
-        if stopping >= wanted:
-            return  # a slot is on its way for each of those who want one
-        victims = [next(iter(pool.idle.values())) for pool in pools if pool.idle]
-        if victims:
-            self._stop(min(victims, key=lambda worker: worker.idle_since), StopReason.EVICTED, now)
+        victim = self._capacity.victim_for(key)
+        if victim is not None:
+            self._stop(victim, StopReason.EVICTED, now)
 
     def _offer_slots(self, now: float, also: KeyState | None = None) -> None:
         """Let the keys that want a slot look again, the one that has waited longest first."""
@@ -515,15 +462,14 @@ class Core:
 
     def _refill(self, pool: PoolState, now: float) -> None:
         """Keep the minimum of warm workers, one start at a time, never before a waiting request."""
-        if pool.minimum_key is None or pool.draining or self._blocked_with(pool):
+        if pool.minimum_key is None or pool.draining or self._capacity.blocked_with(pool):
             return
         key = self.registry.key_state(pool.minimum_key)
         if (
             key.serving + key.starting < pool.limits.min_warm_workers
             and not key.starting
             and not key.backoff.delays(now)
-            and self._has_room_in_key(key)
-            and self._has_room(pool)
+            and self._capacity.has_room(key)
         ):
             self._start(key, now)
 
@@ -538,31 +484,13 @@ class Core:
         self._commands.append(m.Start(worker.id, key.key))
         return worker
 
-    def _has_room_in_key(self, key: KeyState) -> bool:
-        return len(key.workers) < key.pool.limits.max_instances_per_key
-
-    def _has_room(self, pool: PoolState) -> bool:
-        return pool.slots < pool.limits.max_workers and not self._total_is_full()
-
-    def _total_is_full(self) -> bool:
-        return self._total.max_workers is not None and self.registry.slots >= self._total.max_workers
-
     # ---- time --------------------------------------------------------------------------------------
 
     def _tick(self, _event: m.Tick, now: float) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2](now)
+        self._timers.tick(now)
         self._announced_wake = None
         for pool in self.registry.pools.values():
             self._refill(pool, now)
-
-    def _at(self, at: float, action: Callable[[float], None], waiter: Waiter | None = None) -> None:
-        """Call `action` at the first Tick from then on; a timer of a waiter ends with the waiter."""
-        if len(self._timers) > 1_000 + 4 * (len(self._waiters) + len(self.registry.workers)):
-            live = [timer for timer in self._timers if timer[3] is None or timer[3].queued]
-            self._timers[:] = live
-            heapq.heapify(self._timers)
-        heapq.heappush(self._timers, (at, next(self._sequence), action, waiter))
 
     def _idle_timeouts(self, pool: PoolState, now: float) -> None:
         timeout = pool.limits.idle_timeout_s
@@ -573,7 +501,7 @@ class Core:
             due = worker.idle_since + timeout
             if due > now:
                 pool.idle_timer = due
-                self._at(due, lambda at: self._idle_timeouts(pool, at))
+                self._timers.at(due, lambda at: self._idle_timeouts(pool, at))
                 return
             if worker.key.is_minimum and worker.key.serving <= pool.limits.min_warm_workers:
                 kept += 1
@@ -581,7 +509,7 @@ class Core:
                 self._stop(worker, StopReason.IDLE_TIMEOUT, now)
         if kept:
             pool.idle_timer = now + timeout
-            self._at(pool.idle_timer, lambda at: self._idle_timeouts(pool, at))
+            self._timers.at(pool.idle_timer, lambda at: self._idle_timeouts(pool, at))
 
     def _lifetime_over(self, worker: Worker, now: float) -> None:
         """Retire a worker, after its replacement is ready if it is still wanted and there is room."""
@@ -592,10 +520,10 @@ class Core:
         key, pool = worker.key, worker.key.pool
         timeout = pool.limits.idle_timeout_s
         wanted = key.is_minimum or worker.leases or timeout is None or now - worker.last_used_at < timeout
-        room = self._has_room_in_key(key) and self._has_room(pool) and not self._blocked_with(pool)
+        room = self._capacity.has_room(key) and not self._capacity.blocked_with(pool)
         if wanted and room and not pool.draining and worker.state is not WorkerState.DOOMED:
             if key.starting or key.backoff.delays(now):
-                self._at(now + 1.0, lambda at: self._lifetime_over(worker, at))
+                self._timers.at(now + 1.0, lambda at: self._lifetime_over(worker, at))
                 return
             worker.replaced_by = self._start(key, now, replaces=worker)
         else:
@@ -616,33 +544,14 @@ class Core:
         for worker in list(self.registry.workers.values()):
             if worker.key.pool.draining and worker.state is not WorkerState.STOPPING:
                 self._retire(worker, StopReason.DRAINED, now)
-        for waiter in list(self._waiters.values()):
+        for waiter in list(self._queue.waiters.values()):
             if waiter.key.pool.draining:  # put back by a probe that was under way
                 self._answer_waiter(waiter, PoolDraining(f"pool {waiter.key.pool.name!r} is stopping"))
 
     # ---- queue -------------------------------------------------------------------------------------
 
-    def _enqueue(self, waiter: Waiter, *, first: bool = False) -> None:
-        self._waiters[waiter.lease_id] = waiter
-        waiter.queued = True
-        waiter.key.waiting += 1
-        waiter.key.pool.waiting += 1
-        if first:
-            waiter.key.waiters.appendleft(waiter)
-        else:
-            waiter.key.waiters.append(waiter)
-
-    def _dequeue(self, waiter: Waiter) -> None:
-        del self._waiters[waiter.lease_id]
-        waiter.key.waiting -= 1
-        waiter.key.pool.waiting -= 1
-        queue = waiter.key.waiters
-        if queue and queue[0] is waiter:
-            queue.popleft()
-        waiter.queued = False
-
     def _answer_waiter(self, waiter: Waiter, error: WrapperError) -> None:
-        self._dequeue(waiter)
+        self._queue.remove(waiter)
         self._refuse(waiter.lease_id, error)
         waiter.key.pool.counts["refused"] += 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from wrapper.errors import PoolTimeout
+from wrapper.errors import PoolTimeout, WorkerDied
 from wrapper.events import Event, EventKind
 from wrapper.pool.worker_connection import WorkerConnection
 from wrapper.pool.worker_key import ToolFingerprint
@@ -37,6 +37,14 @@ async def prove_pool(pool: WorkerPool, key: WorkerKey) -> None:
     code. Raises the WrapperError that stands in the way; PoolTimeout after PROOF_TIMEOUT_S.
     """
     step = "start"
+    worker_id = 0
+    seen: dict[EventKind, str] = {}
+
+    def look(event: Event) -> None:
+        if event.worker_id == worker_id:
+            seen[event.kind] = event.detail
+
+    end_looking = pool.events.subscribe(look)
     try:
         async with asyncio.timeout(PROOF_TIMEOUT_S):
             lease = await pool.acquire(key, timeout_s=PROOF_TIMEOUT_S)
@@ -47,7 +55,13 @@ async def prove_pool(pool: WorkerPool, key: WorkerKey) -> None:
             finally:
                 lease.release()
             step = "be cleaned"
-            await pool.wait_until_clean(worker_id)
+            try:
+                await pool.wait_until_clean(worker_id)
+            except WorkerDied as died:
+                stopped_for = seen.get(EventKind.WORKER_STOPPING, "")
+                if stopped_for != StopReason.MAX_JOBS.value:  # else it serves once and is never cleaned
+                    why = seen.get(EventKind.CLEANING_FAILED, died.message)
+                    raise WorkerDied(f"pool {key.pool!r} is not healthy: {stopped_for}: {why}") from died
             step = "stop"
             pool.retire(worker_id, StopReason.DRAINED)
             await pool.wait_until_stopped(worker_id)
@@ -55,4 +69,6 @@ async def prove_pool(pool: WorkerPool, key: WorkerKey) -> None:
         raise PoolTimeout(
             f"pool {key.pool!r} is not healthy: a worker did not {step} within {PROOF_TIMEOUT_S:g} s"
         ) from None
+    finally:
+        end_looking()
     pool.events.publish(Event(EventKind.HEALTH_CHECKED, key.pool, worker_id, key.label))

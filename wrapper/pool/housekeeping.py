@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from wrapper.errors import RuntimeUnavailable, WrapperError
 from wrapper.events import EventKind
-from wrapper.pool.settings import PoolSettings
+from wrapper.pool.settings import SETTLE_S, PoolSettings
 from wrapper.pool.worker_connection import WorkerConnection
 from wrapper.pool.worker_states import StopReason
 from wrapper.runtime.base import WorkerProcess
@@ -19,11 +19,6 @@ from wrapper.runtime.base import WorkerProcess
 CLEANING_ATTEMPTS = 5
 CLEANING_BACKOFF_S = 0.05
 """Times the square of the attempt's number: 0.05, 0.2, 0.45, 0.8 s."""
-
-SETTLE_S = 0.002
-"""How long a tool that does not echo request ids must stay silent after an answer.
-
-Only silence tells a second answer of such a tool from the first one to the next request."""
 
 LEAK_COLLECTIONS = 5
 """Memory after garbage collection that grew this many times in a row, and …"""

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 from enum import Enum
 
-from wrapper.errors import WrapperError
+from wrapper.errors import WorkerProtocolError, WrapperError
 from wrapper.execroot.worker_execroot import WorkerExecroot
+from wrapper.pool.settings import SETTLE_S
 from wrapper.pool.worker_connection import OnAnswer, WorkerConnection
 from wrapper.pool.worker_states import StopReason
 from wrapper.worker_protocol.exchange import SentRequest
@@ -58,7 +59,11 @@ class Lease:
         The request's id is replaced by one of our own. Raises RequestRefused (nothing was sent, the
         worker is fine), WorkerDied or WorkerProtocolError (it is not). If this call is cancelled, the
         worker is stopped when the lease is released: it may still be at work for the request.
+
+        A lease is one job, however many requests it sends: the worker is cleaned after it, not between.
         """
+        if self._used and self._sent is None and not self._released:
+            await self._until_silent()
         answered: asyncio.Future[WorkResponse | WrapperError] = self._loop.create_future()
 
         def on_answer(answer: WorkResponse | WrapperError) -> None:
@@ -74,6 +79,18 @@ class Lease:
         if isinstance(answer, WrapperError):
             raise answer
         return answer
+
+    async def _until_silent(self) -> None:
+        """What a tool without ids says after its answer would be taken for the next one: listen first."""
+        exchange = self._connection.exchange
+        if exchange.echoes_ids is False:
+            await asyncio.sleep(SETTLE_S)
+        # With other leases' requests in flight the worker may speak; ids tell their answers apart.
+        if self._connection.lost is None and not exchange.in_flight and not self._connection.is_silent():
+            self.stop_worker(StopReason.STRAY_OUTPUT)
+            raise self._connection.lost or WorkerProtocolError(
+                f"worker {self.worker_id} said something that nobody asked for after its last answer"
+            )
 
     def send(self, request: WorkRequest, on_answer: OnAnswer) -> None:
         """As `execute`, with a callback. Raises what `execute` raises before anything was sent."""

@@ -8,6 +8,11 @@ from wrapper.pool.limits import PoolLimits
 from wrapper.runtime.base import CommandSpec, Language
 from wrapper.worker_protocol.wire_format import WireFormat
 
+SETTLE_S = 0.002
+"""How long a tool that does not echo request ids must stay silent after an answer.
+
+Only silence tells a second answer of such a tool from the first one to the next request."""
+
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:

@@ -52,6 +52,7 @@ class WorkerConnection:
         self._frame_timer: asyncio.TimerHandle | None = None
         self._eof_timer: asyncio.TimerHandle | None = None
         self._sent_any = False
+        self._answered_any = False
         self._closed = False
         self.stdout_ended = False
         """It is dead, which will be known in a moment, or as good as."""
@@ -145,7 +146,8 @@ class WorkerConnection:
             self._frame_timer = None
 
     def _answered(self, received: Answered) -> None:
-        if self.exchange.answers == 1:
+        if not self._answered_any:
+            self._answered_any = True
             self.process.first_answer_seen()
         if self._frame_timer is not None:
             self._frame_timer.cancel()
