@@ -96,7 +96,7 @@ class CoreHistory(RuleBasedStateMachine):
             case m.Refuse(lease_id, _):
                 del self.waiting[lease_id]
                 self.finished.add(lease_id)
-            case m.Clean(worker_id, _, _):
+            case m.Clean(worker_id, _):
                 assert worker_id not in self.granted.values()
                 assert worker_id not in self.stopping
                 self.cleaning.append(worker_id)
@@ -113,12 +113,13 @@ class CoreHistory(RuleBasedStateMachine):
     def pick(self, data: st.DataObject, among: list[int]) -> int:
         return data.draw(st.sampled_from(among))
 
-    @rule(key=st.sampled_from(KEYS), patience=st.sampled_from([None, 0.5, 30.0]))
-    def acquire(self, key: WorkerKey, patience: float | None) -> None:
+    @rule(key=st.sampled_from(KEYS), patience=st.sampled_from([None, 0.5, 30.0]), probed=st.booleans())
+    def acquire(self, key: WorkerKey, patience: float | None, probed: bool) -> None:
         self.next_lease += 1
         self.waiting[self.next_lease] = key
         deadline = None if patience is None else self.now + patience
-        self.send(m.Acquire(self.next_lease, key, deadline))
+        candidate = self.core.candidate(key) if probed else 0
+        self.send(m.Acquire(self.next_lease, key, deadline, candidate))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -158,19 +159,21 @@ class CoreHistory(RuleBasedStateMachine):
         self.send(m.ProbeDone(*probe, problem))
 
     @precondition(lambda self: self.granted)
-    @rule(data=st.data(), used=st.booleans(), problem=PROBLEMS)
-    def release(self, data: st.DataObject, used: bool, problem: StopReason | None) -> None:
+    @rule(data=st.data(), used=st.booleans(), problem=PROBLEMS, clean=st.booleans(), probed=st.booleans())
+    def release(
+        self, data: st.DataObject, used: bool, problem: StopReason | None, clean: bool, probed: bool
+    ) -> None:
         lease_id = self.pick(data, list(self.granted))
         del self.granted[lease_id]
         self.finished.add(lease_id)
-        self.send(m.Released(lease_id, used, problem))
+        self.send(m.Released(lease_id, used, problem, clean, clean and probed))
 
     @precondition(lambda self: self.cleaning)
-    @rule(data=st.data(), problem=PROBLEMS, probed=st.booleans())
-    def cleaned(self, data: st.DataObject, problem: StopReason | None, probed: bool) -> None:
+    @rule(data=st.data(), problem=PROBLEMS)
+    def cleaned(self, data: st.DataObject, problem: StopReason | None) -> None:
         worker_id = self.pick(data, self.cleaning)
         self.cleaning.remove(worker_id)
-        self.send(m.Cleaned(worker_id, problem, probed))
+        self.send(m.Cleaned(worker_id, problem))
 
     @precondition(lambda self: set(self.slots) - set(self.starting))
     @rule(data=st.data())

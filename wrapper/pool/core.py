@@ -92,6 +92,16 @@ class Core:
             self._commands.append(m.WakeAt(wake_at))
         return self._commands
 
+    def candidate(self, key: WorkerKey) -> int:
+        """The worker that a request for this key would get now, or 0: for a probe before Acquire."""
+        state = self.registry.keys.get(key)
+        return next(reversed(state.open)) if state is not None and state.open else 0
+
+    def is_waited_for(self, key: WorkerKey) -> bool:
+        """Whether somebody waits for a worker of this key."""
+        state = self.registry.keys.get(key)
+        return state is not None and state.waiting > 0
+
     # ---- callers -----------------------------------------------------------------------------------
 
     def _acquire(self, event: m.Acquire, now: float) -> None:
@@ -106,7 +116,11 @@ class Core:
         key = self.registry.key_state(event.key)
         waiter = self._queue.new_waiter(event.lease_id, key, now, event.deadline)
         if key.open:  # then nobody waits
-            self._reserve(next(reversed(key.open.values())), waiter, now)
+            worker = next(reversed(key.open.values()))
+            if worker.id == event.probed:
+                self._grant(worker, waiter, now)
+            else:
+                self._reserve(worker, waiter, now)
             return
         self._queue.add(waiter)
         self._grow(key, now)
@@ -224,10 +238,10 @@ class Core:
             worker.closed_to_new = self._is_due(worker)
         if event.problem is not None:
             self._retire(worker, event.problem, now)
-        self._lease_ended(worker, now)
+        self._lease_ended(worker, now, clean=event.clean, probed=event.probed)
         self._grow(key, now)
 
-    def _lease_ended(self, worker: Worker, now: float) -> None:
+    def _lease_ended(self, worker: Worker, now: float, *, clean: bool = False, probed: bool = False) -> None:
         """A lease was taken off a worker: what becomes of it."""
         limits = worker.key.pool.limits
         if worker.state in _ENDED:
@@ -240,15 +254,20 @@ class Core:
         elif worker.state is WorkerState.DOOMED:
             self._stop(worker, worker.stop_reason or StopReason.DRAINED, now)
         elif not worker.dirty:
-            self.registry.step(worker, Step.RELEASE_UNUSED, now)
+            self.registry.step(worker, Step.RELEASE_CLEAN, now)
             self._became_idle(worker, now)
         elif _reached(worker.jobs, limits.max_jobs_per_worker):
             self._stop(worker, StopReason.MAX_JOBS, now)
+        elif clean and not worker.closed_to_new:
+            worker.dirty = False
+            worker.key.pool.counts["clean"] += 1
+            self.registry.step(worker, Step.RELEASE_CLEAN, now)
+            self._became_idle(worker, now, probed=probed)
         else:
             self.registry.step(worker, Step.RELEASE_LAST, now)
             worker.cooling_since = now
             gc_is_due = _reached(worker.jobs_since_gc, limits.gc_job_frequency)
-            self._commands.append(m.Clean(worker.id, gc_is_due, probe=worker.key.waiting > 0))
+            self._commands.append(m.Clean(worker.id, gc_is_due))
 
     def _cleaned(self, event: m.Cleaned, now: float) -> None:
         worker = self.registry.workers.get(event.worker_id)
@@ -262,11 +281,6 @@ class Core:
         if _reached(worker.jobs_since_gc, worker.key.pool.limits.gc_job_frequency):
             worker.jobs_since_gc = 0
         worker.closed_to_new = worker.dirty = False
-        waiter = worker.key.first_waiter()
-        if event.probed and waiter is not None and not self.registry.blocked and worker.replaces is None:
-            self._queue.remove(waiter)  # straight on to the next in turn: it was probed this very moment
-            self._grant(worker, waiter, now)
-            return
         self.registry.step(worker, Step.CLEANED, now)
         self._became_idle(worker, now)
 
@@ -279,7 +293,8 @@ class Core:
 
     # ---- workers -----------------------------------------------------------------------------------
 
-    def _became_idle(self, worker: Worker, now: float) -> None:
+    def _became_idle(self, worker: Worker, now: float, *, probed: bool = False) -> None:
+        """Who gets a worker that is free now. `probed`: it was found fit for a lease this very moment."""
         key, pool = worker.key, worker.key.pool
         if worker.replaces is not None:
             old, worker.replaces = worker.replaces, None
@@ -288,6 +303,11 @@ class Core:
         if yields(worker, self._capacity, now):
             self._stop(worker, StopReason.EVICTED, now)
             return
+        waiter = key.first_waiter() if probed else None
+        if waiter is not None:
+            self._queue.remove(waiter)
+            self._grant(worker, waiter, now)
+            self._unblock_if_satisfied(key)
         self._serve(key, now)
         if worker.state is not WorkerState.IDLE:
             return

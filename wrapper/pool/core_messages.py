@@ -16,11 +16,15 @@ from wrapper.pool.worker_states import StopReason
 
 
 class Acquire(NamedTuple):
-    """Somebody wants a worker. Answered by exactly one Grant or Refuse, unless WaiterGone comes first."""
+    """Somebody wants a worker. Answered by exactly one Grant or Refuse, unless WaiterGone comes first.
+
+    `probed`: the worker (`Core.candidate`) that was found fit for a lease this very moment, or 0.
+    """
 
     lease_id: int
     key: WorkerKey
     deadline: float | None = None
+    probed: int = 0
 
 
 class WaiterGone(NamedTuple):
@@ -51,19 +55,21 @@ class ProbeDone(NamedTuple):
 
 
 class Released(NamedTuple):
-    """The lease ended. `used`: a request was sent. `problem`: the worker must not serve again."""
+    """The lease ended. `used`: a request was sent. `problem`: the worker must not serve again.
+
+    `clean`: a look found nothing to clean up. `probed`: and the worker fit for the next lease.
+    """
 
     lease_id: int
     used: bool = True
     problem: StopReason | None = None
+    clean: bool = False
+    probed: bool = False
 
 
 class Cleaned(NamedTuple):
-    """`probed`: it was also found fit for a lease, in the same moment."""
-
     worker_id: int
     problem: StopReason | None = None
-    probed: bool = False
 
 
 class Exited(NamedTuple):
@@ -147,14 +153,10 @@ class Refuse(NamedTuple):
 
 
 class Clean(NamedTuple):
-    """Make the worker as it was before its last request. Answer with Cleaned.
-
-    `probe`: somebody waits for it, so have a look whether it may serve on.
-    """
+    """Make the worker as it was before its last request. Answer with Cleaned."""
 
     worker_id: int
     collect_garbage: bool
-    probe: bool = False
 
 
 class Stop(NamedTuple):

@@ -36,7 +36,7 @@ class Lease:
         worker_id: int,
         connection: WorkerConnection,
         execroot: WorkerExecroot | None,
-        released: Callable[[int, bool, StopReason | None], None],
+        released: Callable[[int, int, bool, StopReason | None], None],
     ) -> None:
         self.lease_id = lease_id
         self.worker_id = worker_id
@@ -131,10 +131,11 @@ class Lease:
         self._released = True
         if outcome is WorkerOutcome.FAILED:
             self.stop_worker(StopReason.FAILED)
-        self._report(self.lease_id, self._used, self._problem)
+        self._report(self.lease_id, self.worker_id, self._used, self._problem)
 
     def __del__(self) -> None:
         if not self._released and not self._loop.is_closed():
             self._released = True
             # The garbage collector may run in any thread.
-            self._loop.call_soon_threadsafe(self._report, self.lease_id, True, StopReason.ABANDONED)
+            abandoned = StopReason.ABANDONED
+            self._loop.call_soon_threadsafe(self._report, self.lease_id, self.worker_id, True, abandoned)

@@ -136,7 +136,9 @@ class WorkerPool:
         lease_id = self._last_lease_id
         deadline = None if timeout_s is None else self._now() + timeout_s
         self._waiters[lease_id] = on_lease
-        self._feed(m.Acquire(lease_id, key, deadline))
+        candidate = self._core.candidate(key)
+        probed = candidate if candidate and self._problem(candidate) is None else 0
+        self._feed(m.Acquire(lease_id, key, deadline, probed))
         return lease_id
 
     def take_back(self, lease_id: int) -> None:
@@ -246,19 +248,38 @@ class WorkerPool:
         if on_lease is not None:
             on_lease(command.error)
 
-    def _released(self, lease_id: int, used: bool, problem: StopReason | None) -> None:
-        self._feed(m.Released(lease_id, used, problem))
+    def _released(self, lease_id: int, worker_id: int, used: bool, problem: StopReason | None) -> None:
+        worker = self._workers.get(worker_id)
+        if not used or problem is not None or worker is None or worker.key.multiplex:
+            self._feed(m.Released(lease_id, used, problem))
+            return
+        # The usual case is looked at here: nothing to clean, and perhaps somebody waiting.
+        clean = self._is_clean(worker_id, worker)
+        probed = clean and self._core.is_waited_for(worker.key) and self._problem(worker_id) is None
+        self._feed(m.Released(lease_id, used, problem, clean, probed))
 
     def _on_probe(self, command: m.Probe) -> None:
-        worker = self._workers[command.worker_id]
-        problem: StopReason | None = StopReason.CRASH
-        if worker.connection is not None and worker.reason is None:
-            try:
-                problem = problem_before_lease(worker.connection, worker.fingerprint)
-            except Exception:  # noqa: BLE001 - a worker that cannot be looked at is not healthy
-                _log.exception("probing worker %d failed", command.worker_id)
-                problem = StopReason.UNHEALTHY
+        problem = self._problem(command.worker_id)
         self._inbox.append(m.ProbeDone(command.worker_id, command.lease_id, problem))
+
+    def _problem(self, worker_id: int) -> StopReason | None:
+        """Why this worker must not take a lease now."""
+        worker = self._workers[worker_id]
+        if worker.connection is None or worker.reason is not None:
+            return StopReason.CRASH
+        try:
+            return problem_before_lease(worker.connection, worker.fingerprint)
+        except Exception:  # noqa: BLE001 - a worker that cannot be looked at is not healthy
+            _log.exception("probing worker %d failed", worker_id)
+            return StopReason.UNHEALTHY
+
+    @staticmethod
+    def _is_clean(worker_id: int, worker: _LiveWorker) -> bool:
+        try:
+            return worker.housekeeping is not None and worker.housekeeping.is_clean_already()
+        except Exception:  # noqa: BLE001 - the thorough cleaning will say whether it matters
+            _log.exception("looking at worker %d after its request failed", worker_id)
+            return False
 
     # ---- a worker's life -----------------------------------------------------------------------------
 
@@ -350,13 +371,6 @@ class WorkerPool:
         worker = self._workers[command.worker_id]
         housekeeping = worker.housekeeping
         assert housekeeping is not None  # noqa: S101 - it has served
-        try:
-            if not command.collect_garbage and housekeeping.is_clean_already():
-                probed = command.probe and not worker.fingerprint.changed()
-                self._inbox.append(m.Cleaned(command.worker_id, probed=probed))
-                return
-        except Exception:  # noqa: BLE001 - the thorough cleaning will say whether it matters
-            _log.exception("looking at worker %d after its request failed", command.worker_id)
         worker.task = self._spawn(
             self._clean(command.worker_id, housekeeping, command.collect_garbage),
             f"clean worker {command.worker_id}",

@@ -43,7 +43,7 @@ class Step(Enum):
     LEASE = "lease"
     RELEASE_ONE = "release, others remain"
     RELEASE_LAST = "release of the last lease"
-    RELEASE_UNUSED = "release of the last lease, no request was sent"
+    RELEASE_CLEAN = "release of the last lease, nothing to clean"
     DOOM = "doom"
     CLEANED = "cleaned"
     STOP = "stop"
@@ -79,18 +79,18 @@ _ENDS = {Step.STOP: _S.STOPPING}
 TRANSITIONS: dict[WorkerState, dict[Step, WorkerState]] = {
     _S.STARTING: {Step.STARTED: _S.WARMING, Step.START_FAILED: _S.STOPPED, **_ENDS},
     _S.WARMING: {Step.WARMED: _S.IDLE, **_ENDS},
-    _S.IDLE: {Step.RESERVE: _S.RESERVED, **_ENDS},
+    _S.IDLE: {Step.RESERVE: _S.RESERVED, Step.LEASE: _S.LEASED, **_ENDS},
     _S.RESERVED: {Step.LEASE: _S.LEASED, Step.UNRESERVE: _S.IDLE, **_ENDS},
     _S.LEASED: {
         Step.LEASE: _S.LEASED,
         Step.RELEASE_ONE: _S.LEASED,
         Step.RELEASE_LAST: _S.COOLING,
-        Step.RELEASE_UNUSED: _S.IDLE,
+        Step.RELEASE_CLEAN: _S.IDLE,
         Step.DOOM: _S.DOOMED,
         **_ENDS,
     },
     _S.DOOMED: {Step.RELEASE_ONE: _S.DOOMED, **_ENDS},
-    _S.COOLING: {Step.CLEANED: _S.IDLE, Step.LEASE: _S.LEASED, **_ENDS},
+    _S.COOLING: {Step.CLEANED: _S.IDLE, **_ENDS},
     _S.STOPPING: {Step.GONE: _S.STOPPED},
     _S.STOPPED: {},
 }
