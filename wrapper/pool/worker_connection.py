@@ -92,7 +92,9 @@ class WorkerConnection:
         """Whether the worker has said nothing that it was not asked for, up to this very moment."""
         if self.lost is None and not self._closed:
             self._readable()
-        return self.lost is None and not (self.strays or self.stdout_ended or self.exchange.mid_frame)
+        # In the middle of a frame it may be answering one of a multiplex worker's other requests.
+        speaking = self.exchange.mid_frame and not self.exchange.in_flight
+        return self.lost is None and not (self.strays or self.stdout_ended or speaking)
 
     def close(self) -> None:
         """Stop listening. Requests in flight, if there are any, fail as if the worker had died."""
