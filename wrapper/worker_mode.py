@@ -55,7 +55,6 @@ class WorkerModeOptions:
     tool: ToolAbilities = ToolAbilities()  # noqa: RUF009 - frozen
     total: TotalLimits = TotalLimits()  # noqa: RUF009 - frozen
     check_health: bool = False
-    log_dir: str | None = None
 
     def key(self) -> WorkerKey:
         """What all workers of this wrapper share."""

@@ -9,17 +9,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CAPTURES = ROOT.parent / "shared" / "captures"
+CAPTURES = ROOT / "tests" / "captures"
 
 
 @pytest.fixture(scope="session")
 def captures() -> Path:
     """The folder of recorded streams. A test that needs it fails without it: it proves the most."""
     if not CAPTURES.is_dir():
-        pytest.fail(
-            "the recorded worker-protocol streams are missing: "
-            "they are expected in ../shared/captures, seen from the root of the repository"
-        )
+        pytest.fail("the recorded worker-protocol streams are missing: they are expected in tests/captures")
     return CAPTURES
 
 

@@ -175,7 +175,7 @@ class CoreHistory(RuleBasedStateMachine):
         self.cleaning.remove(worker_id)
         self.send(m.Cleaned(worker_id, problem))
 
-    @precondition(lambda self: set(self.slots) - set(self.starting))
+    @precondition(lambda self: bool(set(self.slots) - set(self.starting)))
     @rule(data=st.data())
     def exits(self, data: st.DataObject) -> None:
         worker_id = self.pick(data, sorted(set(self.slots) - set(self.starting)))

@@ -15,9 +15,9 @@ from tests.fakes.fake_runtime import FakeRuntime, Script
 from tests.support.loop import run_virtual
 from tests.support.tools import proto_tool, request
 from wrapper.action_runner import Action, ToolAbilities
+from wrapper.config import parse_config
 from wrapper.errors import RequestCancelled, WrapperError
 from wrapper.manager import PoolCreateOptions, WarmWorkerPoolManager
-from wrapper.config import parse_config
 from wrapper.pool.health import prove_pool
 from wrapper.pool.limits import PoolLimits
 from wrapper.pool.pool import WorkerPool
@@ -56,7 +56,7 @@ def make() -> tuple[WorkerPool, FakeRuntime]:
 async def some_turns(turns: int) -> None:
     """Turns of the loop; every fourth lets virtual time pass, or no timer would ever fire."""
     for turn in range(turns):
-        await asyncio.sleep(0.002 if turn % 4 == 3 else 0)  # noqa: PLR2004
+        await asyncio.sleep(0.002 if turn % 4 == 3 else 0)
 
 
 async def serve_one(pool: WorkerPool) -> None:
@@ -123,7 +123,7 @@ def test_cancelled_after_any_number_of_turns_nothing_is_lost(
                 break
         else:
             raise AssertionError(f"{coroutine} was never through after {MAX_TURNS} turns")
-        assert turns > 5  # noqa: PLR2004 - else it did not test anything
+        assert turns > 5
 
     run_virtual(main())
 

@@ -28,7 +28,7 @@ class PoolSettings:
     frame_timeout_s: float = 5.0
     """An answer that has begun must end within this, or it is no answer."""
     max_frame_bytes: int = 64 * 1024 * 1024
-    acquire_timeout_s: float | None = 600.0
+    acquire_timeout_s: float | None = 300.0
     """How long a request waits for a worker."""
 
 

@@ -117,10 +117,11 @@ def detect(first_bytes: bytes, *, at_eof: bool = False) -> WireFormat | None:
     the tag of the message's first field, and that of `arguments`, the usual one, is a newline, which
     may well follow the brace in JSON too. So the stream is JSON if and only if it begins with
 
-        { white-space* }    or    { white-space* " name " white-space* :
+        { white-space* }  and nothing or the next object behind it,  or
+        { white-space* " name " white-space* :
 
     where a name is an ASCII identifier. For a frame of protobuf to begin so, its first argument
-    would have to be text like `"name":`, of 34 bytes or after white space of just the right length.
+    would have to be text like `"name":` or `} {`, and just as long as the character before it says.
 
     The head of a stream may stay undecided until the rest of it comes; if it has not come within
     256 bytes, or the stream ends, it is JSON if the name has begun and protobuf if not. The bytes
@@ -132,7 +133,8 @@ def detect(first_bytes: bytes, *, at_eof: bool = False) -> WireFormat | None:
         return WireFormat.PROTO
     head = first_bytes[1 : _MAX_UNDECIDED_BYTES + 1].lstrip(_SPACE)
     if head.startswith(b"}"):
-        return WireFormat.JSON
+        follows = head[1:].lstrip(_SPACE)
+        return WireFormat.JSON if not follows or follows.startswith(b"{") else WireFormat.PROTO
     if head and not head.startswith(b'"'):
         return WireFormat.PROTO
     name, quote, rest = head[1:].partition(b'"')
