@@ -113,7 +113,7 @@ def _parser() -> _Parser:
     pool.add_argument(
         "--log-dir",
         metavar="DIR",
-        help="write the tools' stderr to rotating files there (default: keep a tail)",
+        help="write the tools' stderr to rotating files there (default: pass it on to our stderr)",
     )
     protocol = parser.add_argument_group("what the host speaks, and what the tool understands")
     protocol.add_argument(
@@ -174,7 +174,9 @@ def _worker_mode(args: list[str]) -> int:
     from wrapper.worker_mode import serve
 
     options = _options(given, tool, pool)
-    return run(serve(options, LocalProcessRuntime(log_dir=given.log_dir)))
+    forward = None if given.log_dir is not None else sys.stderr.fileno()
+    runtime = LocalProcessRuntime(log_dir=given.log_dir, forward_stderr_to=forward)
+    return run(serve(options, runtime))
 
 
 def _options(given: argparse.Namespace, tool: list[str], pool: PoolConfig | None) -> WorkerModeOptions:

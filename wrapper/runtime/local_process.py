@@ -32,7 +32,7 @@ from wrapper.runtime.child import Child
 from wrapper.runtime.command import run_command
 from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove, remove_tree
 from wrapper.runtime.process_tree import KILL_TIMEOUT_S, ProcessTree, read_stat
-from wrapper.runtime.stderr_log import RotatingFile, StderrLogs, StderrTail
+from wrapper.runtime.stderr_log import RotatingFile, StderrForward, StderrLogs, StderrTail
 from wrapper.runtime.worker_gc import WorkerGc
 
 _CLEAN_ATTEMPTS = 5
@@ -44,14 +44,22 @@ class LocalProcessRuntime:
     """Starts workers as child processes.
 
     `log_dir`: where the workers' stderr goes, one rotating file for each WorkerSpec.name; None:
-    only the bounded tail in memory is kept. `tmp_base`: where the private temporary directories
+    only the bounded tail in memory is kept. `forward_stderr_to`: a descriptor that the workers' stderr is
+    passed on to, without ever waiting for its reader. `tmp_base`: where the private temporary directories
     are made; None: the system's place for them.
     """
 
-    def __init__(self, *, log_dir: str | None = None, tmp_base: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        log_dir: str | None = None,
+        forward_stderr_to: int | None = None,
+        tmp_base: str | None = None,
+    ) -> None:
         self.own_children: set[int] = set()
         """Pids that this runtime has started and not reaped."""
         self.logs = StderrLogs(log_dir) if log_dir is not None else None
+        self.forward = StderrForward(forward_stderr_to) if forward_stderr_to is not None else None
         self.cursor = linux.PidCursor()
         self._tmp_base = tmp_base
         self._base: str | None = None
@@ -178,6 +186,8 @@ class LocalWorker:
         self._stderr.feed(data)
         if self._log_file is not None:
             self._log_file.write(data)
+        if self._runtime.forward is not None:
+            self._runtime.forward.write(data)
         return True
 
     def _drain_stderr(self) -> None:

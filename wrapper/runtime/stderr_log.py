@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 
 TAIL_BYTES = 64 * 1024
 
@@ -89,6 +90,39 @@ class RotatingFile:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+class StderrForward:
+    """Passes workers' stderr on to a descriptor of ours, and never waits for whoever reads that.
+
+    What does not fit into a pipe that nobody empties is dropped, and counted in the next line that fits.
+    """
+
+    _PIECE_BYTES = 4096
+    """PIPE_BUF: a pipe that is writable at all takes so much without blocking (pipe(7))."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._dropped = 0
+
+    def write(self, data: bytes) -> None:
+        """Pass on what can be passed on now."""
+        if self._dropped:
+            data = f"\n[{self._dropped} bytes of a worker's stderr were dropped]\n".encode() + data
+            self._dropped = 0
+        for begin in range(0, len(data), self._PIECE_BYTES):
+            if not self._write_piece(data[begin : begin + self._PIECE_BYTES]):
+                self._dropped += len(data) - begin
+                return
+
+    def _write_piece(self, piece: bytes) -> bool:
+        try:
+            ready = self._poll.poll(0)
+            return bool(ready) and bool(ready[0][1] & select.POLLOUT) and os.write(self._fd, piece) > 0
+        except OSError:
+            return False
 
 
 class StderrLogs:
