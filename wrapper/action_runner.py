@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wrapper.errors import RequestCancelled, WrapperError
+from wrapper.errors import RequestCancelled, RuntimeUnavailable, WrapperError
 from wrapper.execroot.worker_execroot import StagedSandbox
 from wrapper.pool.lease import Lease
 from wrapper.pool.pool import WorkerPool
@@ -127,6 +127,8 @@ class Action:
                 self._stage(lease, sandbox_dir)
             lease.send(self._request, self._answered)
         except WrapperError as error:
+            if isinstance(error, RuntimeUnavailable):
+                lease.stop_worker(StopReason.UNCLEAN)
             self._give_back_sandbox()
             self._end(error)
             lease.release()

@@ -17,6 +17,7 @@ from wrapper.errors import ConfigError, WrapperError
 
 if TYPE_CHECKING:
     from wrapper.config import PoolConfig
+    from wrapper.pool.limits import TotalLimits
     from wrapper.worker_mode import WorkerModeOptions
 
 VERSION = "0.1.0"
@@ -160,7 +161,7 @@ def _worker_mode(args: list[str]) -> int:
         level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(given.verbose, 2)],
         format="nativelink_worker_wrapper: %(message)s",
     )
-    pool = _configured_pool(given)
+    pool, total = _configured(given)
     if not tool and pool is not None and pool.worker_command:
         tool = [*pool.worker_command]
     elif not tool:
@@ -173,13 +174,15 @@ def _worker_mode(args: list[str]) -> int:
     from wrapper.runtime.local_process import LocalProcessRuntime
     from wrapper.worker_mode import serve
 
-    options = _options(given, tool, pool)
+    options = _options(given, tool, pool, total)
     forward = None if given.log_dir is not None else sys.stderr.fileno()
     runtime = LocalProcessRuntime(log_dir=given.log_dir, forward_stderr_to=forward)
     return run(serve(options, runtime))
 
 
-def _options(given: argparse.Namespace, tool: list[str], pool: PoolConfig | None) -> WorkerModeOptions:
+def _options(
+    given: argparse.Namespace, tool: list[str], pool: PoolConfig | None, total: TotalLimits
+) -> WorkerModeOptions:
     from dataclasses import replace
 
     from wrapper.action_runner import ToolAbilities
@@ -189,7 +192,9 @@ def _options(given: argparse.Namespace, tool: list[str], pool: PoolConfig | None
     from wrapper.worker_mode import WorkerModeOptions
     from wrapper.worker_protocol.wire_format import WireFormat
 
-    settings = PoolSettings(name="worker-mode") if pool is None else pool.settings()
+    # Without a configuration nobody but the host knows how long a request may wait.
+    unconfigured = PoolSettings(name="worker-mode", acquire_timeout_s=None)
+    settings = unconfigured if pool is None else pool.settings()
     limits = settings.limits
     if pool is None or pool.worker_command != tuple(tool):
         limits = replace(limits, min_warm_workers=0)  # what the pool keeps warm is not this tool
@@ -227,13 +232,17 @@ def _options(given: argparse.Namespace, tool: list[str], pool: PoolConfig | None
             sandbox=given.tool_sandbox,
             cancel=given.tool_cancel,
         ),
+        total=total,
         check_health=pool is not None and pool.check_health,
     )
 
 
-def _configured_pool(given: argparse.Namespace) -> PoolConfig | None:
+def _configured(given: argparse.Namespace) -> tuple[PoolConfig | None, TotalLimits]:
+    """The pool of --config that is meant, None without one, and the limits over all pools."""
+    from wrapper.pool.limits import TotalLimits
+
     if given.config is None:
-        return None
+        return None, TotalLimits()
     from wrapper.config import load_config
 
     config = load_config(given.config)
@@ -245,7 +254,7 @@ def _configured_pool(given: argparse.Namespace) -> PoolConfig | None:
         served = "; ".join(f"{pool.name}: {', '.join(pool.keys) or 'no keys'}" for pool in config.pools)
         asked = f"persistentWorkerKey {key!r}" if key else "requests without a key (--persistent-worker-key)"
         raise ConfigError(f"{given.config}: no pool serves {asked}. Pools and their keys: {served}")
-    return pool
+    return pool, config.total_limits()
 
 
 def _positive(text: str) -> int:

@@ -27,8 +27,8 @@ POOLS = """{pools: [
 def options(*arguments: str, tool: tuple[str, ...] = ("/bin/sh", "--persistent_worker")) -> WorkerModeOptions:
     """What these options, before `--`, lead to."""
     given = cli._parser().parse_args([*arguments])
-    pool = cli._configured_pool(given)
-    return cli._options(given, list(tool), pool)
+    pool, total = cli._configured(given)
+    return cli._options(given, list(tool), pool, total)
 
 
 @pytest.fixture
@@ -230,3 +230,13 @@ def test_options_after_the_separator_belong_to_the_tool() -> None:
 def test_a_missing_tool_is_said_with_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--", "no-such-tool"]) == 69
     assert "no program 'no-such-tool'" in capsys.readouterr().err
+
+
+def test_the_total_limit_of_a_configuration_holds_in_worker_mode(tmp_path: Path) -> None:
+    config = tmp_path / "pools.json5"
+    config.write_text(
+        "{max_total_workers: 3, pools: [{name: 'p', language: 'jvm', keys: ['*'], worker_command: []}]}"
+    )
+    given = cli._parser().parse_args(["--config", str(config), "--persistent-worker-key", "k"])
+    pool, total = cli._configured(given)
+    assert cli._options(given, ["/bin/true", "--persistent_worker"], pool, total).total.max_workers == 3

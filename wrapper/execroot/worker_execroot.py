@@ -18,6 +18,7 @@ from wrapper.errors import RequestRefused, RuntimeUnavailable
 FOLDER = "__nlww_execroots"
 """Under the host's execroot, and so on the same mount as the sandboxes that Bazel makes there."""
 _NOT_SEEDED = {FOLDER, "__sandbox"}
+_ATTEMPTS = 10
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -33,9 +34,15 @@ class WorkerExecroot:
     def make(cls, host: str, worker_id: int) -> WorkerExecroot:
         """A new one for this worker under `host`, the execroot that its host runs in. Raises OSError."""
         parent = os.path.join(host, FOLDER)
-        os.makedirs(parent, mode=0o700, exist_ok=True)
         path = os.path.join(parent, f"{os.getpid()}-{worker_id}")
-        os.mkdir(path, 0o700)
+        for attempt in range(_ATTEMPTS):
+            os.makedirs(parent, mode=0o700, exist_ok=True)
+            try:
+                os.mkdir(path, 0o700)
+                break
+            except FileNotFoundError:  # another wrapper, in the same directory, has removed its last one
+                if attempt == _ATTEMPTS - 1:
+                    raise
         execroot = cls(host, path)
         try:
             execroot._seed()
@@ -47,12 +54,22 @@ class WorkerExecroot:
     def stage(self, sandbox_dir: bytes) -> StagedSandbox:
         """Move the sandbox's content in. Raises RequestRefused if the sandbox is not one.
 
-        On any error everything is where it was.
+        RuntimeUnavailable: what the tool left here cannot be removed, and the worker must not go on.
+        On any error the sandbox's content is where it was.
         """
         sandbox_fd = self._open_sandbox(sandbox_dir)
-        staged = StagedSandbox(self, sandbox_fd)
         try:
             self._unseed()
+        except OSError as error:
+            os.close(sandbox_fd)
+            raise RuntimeUnavailable(
+                f"the worker's execroot {self.path} cannot be emptied: {error}"
+            ) from error
+        except BaseException:
+            os.close(sandbox_fd)
+            raise
+        staged = StagedSandbox(self, sandbox_fd)
+        try:
             move_entries(sandbox_fd, self._fd)
         except OSError as error:
             staged.undo()
@@ -109,8 +126,14 @@ class WorkerExecroot:
                 os.symlink(os.path.join(self._host, name), name, dir_fd=self._fd)
 
     def _unseed(self) -> None:
+        """Empty it: our links, and what the tool may have left there while it was idle."""
         for name in os.listdir(self._fd):
-            os.unlink(name, dir_fd=self._fd)
+            try:
+                os.unlink(name, dir_fd=self._fd)
+            except IsADirectoryError:
+                import shutil
+
+                shutil.rmtree(name, dir_fd=self._fd)
 
 
 class StagedSandbox:

@@ -79,7 +79,7 @@ def should_grow(key: KeyState, now: float) -> bool:
     first waiter's patience of `start_instead_after_s` decides.
     """
     first = key.first_waiter()
-    if first is not None and now - first.since >= key.pool.limits.start_instead_after_s:
+    if first is not None and now >= key.patience_ends_at(first):
         return True
     slots = key.serving * key.pool.limits.max_requests_per_worker_at_once
     wait_s = key.estimates.wait_s(key.waiting, slots)

@@ -133,11 +133,18 @@ class Core:
 
     def _arm(self, waiter: Waiter, now: float) -> None:
         """Look at a waiter again when its patience or its time is over."""
-        at = max(now, waiter.since + waiter.key.pool.limits.start_instead_after_s)
-        if now >= at or (waiter.deadline is not None and waiter.deadline < at):
-            at = waiter.deadline if waiter.deadline is not None else math.inf
+        at = waiter.key.patience_ends_at(waiter)
+        deadline = math.inf if waiter.deadline is None else waiter.deadline
+        if at <= now or deadline < at:
+            at = deadline
         if at < math.inf:
             self._timers.at(at, lambda now: self._waited(waiter, now), waiter)
+
+    def _rearm(self, key: KeyState, now: float) -> None:
+        """The key grew: the patience of its first waiter begins anew."""
+        first = key.first_waiter()
+        if first is not None:
+            self._arm(first, now)
 
     def _waited(self, waiter: Waiter, now: float) -> None:
         if not waiter.queued:
@@ -273,10 +280,10 @@ class Core:
         worker = self.registry.workers.get(event.worker_id)
         if worker is None or worker.state is not WorkerState.COOLING:
             return
-        worker.key.pool.counts["clean"] += 1
         if event.problem is not None:
             self._stop(worker, event.problem, now)
             return
+        worker.key.pool.counts["clean"] += 1
         worker.key.estimates.cooled(now - worker.cooling_since)
         if _reached(worker.jobs_since_gc, worker.key.pool.limits.gc_job_frequency):
             worker.jobs_since_gc = 0
@@ -340,7 +347,9 @@ class Core:
         pool.counts["ready"] += 1
         self.registry.step(worker, Step.WARMED, now)
         self._became_idle(worker, now)
+        key.grew_at = now
         self._grow(key, now)
+        self._rearm(key, now)
         self._refill(pool, now)
 
     def _start_failed(self, event: m.StartFailed, now: float) -> None:
@@ -372,10 +381,15 @@ class Core:
         refusal = key.backoff.refusal(now)
         if refusal is not None and not key.serving and not key.starting:
             self._refuse_all(key, lambda _waiter: refusal)
-        if key.is_minimum and key.backoff.delays(now):
-            self._timers.at(key.backoff.retry_at, lambda at: self._refill(key.pool, at))
         self._serve(key, now)
         self._grow(key, now)
+        if key.backoff.delays(now) and (key.is_minimum or key.waiting):
+            self._timers.at(key.backoff.retry_at, lambda now: self._try_again(key, now))
+
+    def _try_again(self, key: KeyState, now: float) -> None:
+        """The back-off of a key is over."""
+        self._grow(key, now)
+        self._refill(key.pool, now)
 
     def _replacement_lost(self, worker: Worker, now: float) -> None:
         """A worker that should have replaced an old one never served: the old one goes on for a while."""
@@ -500,6 +514,7 @@ class Core:
             expires_at = now + limits.worker_ttl_s * (1 - limits.worker_ttl_jitter * self._random_unit())
         worker = Worker(next(self._ids), key, WorkerState.STARTING, now, expires_at, replaces=replaces)
         self.registry.add_worker(worker)
+        key.grew_at = now
         key.pool.counts["start"] += 1
         self._commands.append(m.Start(worker.id, key.key))
         return worker

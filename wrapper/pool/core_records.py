@@ -6,6 +6,7 @@ Decides nothing: that is `core.py`.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
@@ -91,6 +92,8 @@ class KeyState:
     serving: int = 0
     backoff: StartBackoff = field(default_factory=StartBackoff)
     estimates: Estimates = field(default_factory=Estimates)
+    grew_at: float = -math.inf
+    """When a worker of this key was last started or became ready."""
     is_multiplex: bool = False
     """A worker can have several leases."""
     is_minimum: bool = False
@@ -102,6 +105,13 @@ class KeyState:
                 return self.waiters[0]
             self.waiters.popleft()
         return None
+
+    def patience_ends_at(self, waiter: Waiter) -> float:
+        """When a waiter has waited long enough for a busy worker, whatever the estimates say.
+
+        Counted from the last growth: a new worker's slow first request is no reason for one more.
+        """
+        return max(waiter.since, self.grew_at) + self.pool.limits.start_instead_after_s
 
     @property
     def unused(self) -> bool:

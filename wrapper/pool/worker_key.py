@@ -57,16 +57,20 @@ class ToolFingerprint:
     def of(cls, argv: tuple[str, ...], cwd: str) -> ToolFingerprint:
         """Fingerprint of `argv[0]` and of every startup argument that names a regular file.
 
-        An argument names a file if it is one, relative to `cwd` (`tool.jar`, after `-jar` for instance)
-        or after an equals sign (`--lib=tool.jar`), or one element of a class path (`a.jar:b.jar`).
+        An argument names a file if it is one, relative to `cwd` (`tool.jar`, after `-jar` for instance;
+        `@flags.txt`), or holds one after an equals sign or a colon (`--lib=tool.jar`, `-javaagent:a.jar`),
+        or is a class path (`a.jar:b.jar`). What lies in a directory is not looked at.
         """
         paths: dict[str, None] = {}
         for index, argument in enumerate(argv):
             if index == 0:
                 paths[os.path.join(cwd, argument)] = None
                 continue
-            value = argument.partition("=")[2] if argument.startswith("-") else argument
-            for part in value.split(":"):
+            if argument.startswith("-"):
+                parts = argument.replace("=", ":").split(":")[1:]
+            else:
+                parts = [argument.removeprefix("@"), *argument.split(":")]
+            for part in parts:
                 path = os.path.join(cwd, part)
                 if part and os.path.isfile(path):
                     paths[path] = None
