@@ -43,7 +43,7 @@ class Lease:
         self.execroot = execroot
         """The worker's own execroot, into which its action is to be staged; None: it runs in place."""
         self._connection = connection
-        self._loop = asyncio.get_running_loop()
+        self._loop = connection.loop
         self._report = released
         self._sent: SentRequest | None = None
         self._used = False

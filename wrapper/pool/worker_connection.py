@@ -46,7 +46,7 @@ class WorkerConnection:
         self._frame_timeout_s = frame_timeout_s
         self._on_lost = on_lost
         self._on_stray = on_stray
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._answers: dict[SentRequest, OnAnswer] = {}
         self._unsent = bytearray()
         self._frame_timer: asyncio.TimerHandle | None = None
@@ -59,7 +59,7 @@ class WorkerConnection:
         self.strays = 0
         self._last_stray = ""
         self.lost: WrapperError | None = None
-        self._loop.add_reader(process.stdout_fd, self._readable)
+        self.loop.add_reader(process.stdout_fd, self._readable)
         process.exited.add_done_callback(self._exited)
 
     def request(self, request: WorkRequest, on_answer: OnAnswer) -> SentRequest:
@@ -142,7 +142,7 @@ class WorkerConnection:
                 return
         if self.exchange.mid_frame:
             if self._frame_timer is None:
-                self._frame_timer = self._loop.call_later(self._frame_timeout_s, self._frame_overdue)
+                self._frame_timer = self.loop.call_later(self._frame_timeout_s, self._frame_overdue)
         elif self._frame_timer is not None:
             self._frame_timer.cancel()
             self._frame_timer = None
@@ -186,10 +186,10 @@ class WorkerConnection:
         self._broken(self.exchange.frame_overdue(self._frame_timeout_s))
 
     def _end_of_stream(self) -> None:
-        self._loop.remove_reader(self.process.stdout_fd)
+        self.loop.remove_reader(self.process.stdout_fd)
         self.stdout_ended = True
         if self._eof_timer is None:
-            self._eof_timer = self._loop.call_later(_EXIT_AFTER_EOF_S, self._closed_its_stdout)
+            self._eof_timer = self.loop.call_later(_EXIT_AFTER_EOF_S, self._closed_its_stdout)
 
     def _closed_its_stdout(self) -> None:
         self._lose(
@@ -227,7 +227,7 @@ class WorkerConnection:
         written = self._write_some(frame)
         if written < len(frame) and self.lost is None:
             self._unsent += memoryview(frame)[written:]
-            self._loop.add_writer(self.process.stdin_fd, self._writable)
+            self.loop.add_writer(self.process.stdin_fd, self._writable)
 
     def _writable(self) -> None:
         written = self._write_some(self._unsent)
@@ -235,7 +235,7 @@ class WorkerConnection:
             return
         del self._unsent[:written]
         if not self._unsent:
-            self._loop.remove_writer(self.process.stdin_fd)
+            self.loop.remove_writer(self.process.stdin_fd)
 
     def _write_some(self, data: bytes | bytearray) -> int:
         try:
@@ -245,9 +245,9 @@ class WorkerConnection:
         except OSError:
             # It closed its stdin or is dead. In both cases its death will tell more than EPIPE does.
             self._unsent.clear()
-            self._loop.remove_writer(self.process.stdin_fd)
+            self.loop.remove_writer(self.process.stdin_fd)
             if self._eof_timer is None:
-                self._eof_timer = self._loop.call_later(_EXIT_AFTER_EOF_S, self._closed_its_stdin)
+                self._eof_timer = self.loop.call_later(_EXIT_AFTER_EOF_S, self._closed_its_stdin)
             return len(data)
 
     def _closed_its_stdin(self) -> None:
@@ -272,9 +272,9 @@ class WorkerConnection:
             if timer is not None:
                 timer.cancel()
         if self.process.stdout_fd >= 0:
-            self._loop.remove_reader(self.process.stdout_fd)
+            self.loop.remove_reader(self.process.stdout_fd)
         if self.process.stdin_fd >= 0:
-            self._loop.remove_writer(self.process.stdin_fd)
+            self.loop.remove_writer(self.process.stdin_fd)
         self.process.exited.remove_done_callback(self._exited)
 
     def _fail_all(self, error: WrapperError) -> None:
