@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.support.core_world import Times, World, tool
 from wrapper.errors import (
     PoolDraining,
@@ -14,7 +12,9 @@ from wrapper.errors import (
     WorkerStartFailed,
 )
 from wrapper.pool import core_messages as m
+from wrapper.pool.core import Core
 from wrapper.pool.limits import PoolLimits
+from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import StopReason, WorkerState
 
 BY_HAND = Times(request_s=None)
@@ -384,3 +384,19 @@ def test_drain_refuses_who_waits_and_comes_stops_the_idle_and_lets_leases_end() 
     world.wait()
     assert world.workers == []
     assert world.stopped == [StopReason.DRAINED] * 2
+
+
+def test_a_late_answer_to_a_probe_of_a_stopped_worker_loses_nobody() -> None:
+    """Found by the histories: the waiter was by then being probed on another worker."""
+    core = Core({"p": PoolLimits()})
+    key = WorkerKey("p", ("tool",), "/")
+    core.handle(m.Acquire(1, key), 0.0)
+    for event in (m.Started(1), m.Warmed(1)):
+        commands = core.handle(event, 0.1)
+    assert m.Probe(1, 1) in commands
+    assert m.Start(2, key) in core.handle(m.Retire(1, StopReason.UNHEALTHY), 0.2)
+    for event in (m.Started(2), m.Warmed(2)):
+        commands = core.handle(event, 0.3)
+    assert m.Probe(2, 1) in commands
+    assert not core.handle(m.ProbeDone(1, 1), 0.4)
+    assert m.Grant(1, 2) in core.handle(m.ProbeDone(2, 1), 0.5)

@@ -204,10 +204,12 @@ class Core:
         self._serve(worker.key, now)  # a multiplex worker may have room for the next one
 
     def _probe_done(self, event: m.ProbeDone, now: float) -> None:
-        waiter = self._probing.pop(event.lease_id, None)
         worker = self.registry.workers.get(event.worker_id)
-        if waiter is None or worker is None or event.lease_id not in worker.leases:
-            return  # the worker was stopped meanwhile, and the waiter queued again then
+        if worker is None or event.lease_id not in worker.leases:
+            return  # it was stopped meanwhile; its waiter queued again then, and may be probed elsewhere
+        waiter = self._probing.pop(event.lease_id, None)
+        if waiter is None:
+            return
         usable = worker.state in (WorkerState.RESERVED, WorkerState.LEASED)
         if usable and event.problem is None and not waiter.gone:
             self._grant(worker, waiter, now)
