@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.raw_host import RawHost, ask, echo_tool, until
+from tests.support.raw_host import RawHost, ask, echo_tool, outputs, until
 from tests.workers.echo_worker import expected_output
 
 
-def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None, text: str = "") -> tuple[int, str, str]:
+def run(
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None, text: str = ""
+) -> tuple[int, str, str]:
     """The wrapper with these arguments, to its end: exit code, stdout, stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "wrapper", *arguments],
@@ -129,7 +131,7 @@ def test_a_key_that_no_pool_serves_is_refused_with_the_keys_that_are(tmp_path: P
 
 
 def test_without_persistent_worker_the_wrapper_becomes_the_tool(tmp_path: Path) -> None:
-    script = "import os, sys; print(sys.stdin.read(), *sys.argv[1:]); print('err', file=sys.stderr); sys.exit(3)"
+    script = "import sys; print(sys.stdin.read(), *sys.argv[1:]); print('err', file=sys.stderr); sys.exit(3)"
     code, out, err = run("--", sys.executable, "-c", script, "a b", "--", cwd=tmp_path, text="in")
     assert (code, out, err) == (3, "in a b --\n", "err\n")
     code, _, _ = run("--", "/bin/sh", "-c", "kill -9 $$", cwd=tmp_path)
@@ -139,7 +141,7 @@ def test_without_persistent_worker_the_wrapper_becomes_the_tool(tmp_path: Path) 
 def test_one_shot_finds_the_program_on_path_and_names_what_it_cannot_run(tmp_path: Path) -> None:
     tool = tmp_path / "bin" / "mytool"
     tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\necho found \"$@\"\n")
+    tool.write_text('#!/bin/sh\necho found "$@"\n')
     tool.chmod(0o755)
     env = {**os.environ, "PATH": f"{tool.parent}:{os.environ['PATH']}"}
     assert run("--", "mytool", "x", cwd=tmp_path, env=env) == (0, "found x\n", "")
@@ -213,4 +215,4 @@ def test_a_second_wrapper_as_the_tool_works_too(tmp_path: Path) -> None:
     inner = [sys.executable, "-m", "wrapper", "--max-instances", "2", "--", *echo_tool()]
     with RawHost(inner, "--tool-multiplex", cwd=tmp_path) as host:
         answers = host.exchange(*[ask(str(n), request_id=n) for n in range(1, 31)])
-        assert sorted(a.pb.output for a in answers) == sorted(expected_output([b"%d" % n]) for n in range(1, 31))
+        assert outputs(answers) == {n: expected_output([b"%d" % n]) for n in range(1, 31)}

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.raw_host import PATIENCE_S, RawHost, ask, echo_tool, outputs, until
+from tests.support.raw_host import PATIENCE_S, RawHost, ask, configured, echo_tool, outputs, until
 from tests.workers.echo_worker import expected_output
+from wrapper.worker_protocol.messages import WorkResponse
 
 
 def test_end_of_input_finishes_what_was_accepted_and_ends_well(tmp_path: Path) -> None:
@@ -33,14 +34,14 @@ def test_dev_null_and_files_as_stdin_and_stdout(tmp_path: Path) -> None:
     requests.write_bytes(b"\x05\x0a\x01a\x18\x07")
     for source in (os.devnull, str(requests)):
         for target in (os.devnull, str(tmp_path / "answers")):
-            with open(source, "rb") as stdin, open(target, "wb") as stdout:
-                with RawHost(
-                    echo_tool(), cwd=tmp_path, stdin=stdin.fileno(), stdout=stdout.fileno()
-                ) as host:
-                    assert host.wait() == 0, host.stderr()
-                    assert host.stderr() == ""
-    answer = expected_output([b"a"])
-    assert (tmp_path / "answers").read_bytes() == bytes([len(answer) + 4, 0x12, len(answer)]) + answer + b"\x18\x07"
+            with (
+                open(source, "rb") as stdin,
+                open(target, "wb") as stdout,
+                RawHost(echo_tool(), cwd=tmp_path, stdin=stdin.fileno(), stdout=stdout.fileno()) as host,
+            ):
+                assert host.wait() == 0, host.stderr()
+                assert host.stderr() == ""
+    assert (tmp_path / "answers").read_bytes() == b"\x0a\x12\x06echo:a\x18\x07"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -121,7 +122,7 @@ def test_the_workers_of_a_wrapper_that_is_killed_see_their_input_end(tmp_path: P
         workers = [psutil.Process(pid) for pid in host.workers()]
         assert workers
         host.process.kill()
-        gone, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
+        _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
         assert not alive
         host.wait()
         for directory in host.tmp.iterdir():  # the private directories are all that is left
@@ -143,7 +144,7 @@ def test_a_host_that_does_not_read_costs_bounded_memory_and_gets_everything_late
         assert sent < len(stream), "it takes whatever comes"
         # Nothing is read until the wrapper has stopped working on what it took.
         assert wait_until_quiet(host) < 160, "the 1,000 requests in flight have 50 MB of answers"
-        answers = []
+        answers: list[WorkResponse] = []
         while len(answers) < count:
             answers += host.receive(min(100, count - len(answers)))
             sent += host.try_to_send_bytes(stream[sent:], patience_s=0)

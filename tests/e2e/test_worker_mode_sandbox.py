@@ -1,4 +1,4 @@
-"""`sandbox_dir`, laid out as Bazel does: a working directory with links to the tool, `__sandbox/<id>/_main`."""
+"""`sandbox_dir`, laid out as Bazel does: a directory with links to the tool, and `__sandbox/<id>/_main`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from wrapper.errors import RequestRefused, RuntimeUnavailable
-from wrapper.execroot import worker_execroot
 from wrapper.execroot.worker_execroot import FOLDER, WorkerExecroot
 
 
@@ -51,7 +50,7 @@ def test_inputs_go_in_and_come_back_with_outputs_and_the_inode_stays(
     inode = os.stat(execroot.path).st_ino
     for _ in range(3):
         staged = execroot.stage(SANDBOX)
-        assert tree(Path(execroot.path))[:2] == ["out", "pkg"] or tree(Path(execroot.path))[0] == "pkg"
+        assert {"pkg", "pkg/in", "top"} <= set(tree(Path(execroot.path)))
         assert not (host / "__sandbox/1/_main/top").exists()
         Path(execroot.path, "out").write_text("out")
         staged.collect()
@@ -71,7 +70,9 @@ def test_collecting_twice_or_after_abandon_does_nothing(host: Path, execroot: Wo
     assert tree(host / "__sandbox/1/_main") == []
 
 
-@pytest.mark.parametrize("bad", [b"/", b"/etc", b"", b".", b"..", b"__sandbox/../x", b"nothing", b"tool", b"link/1"])
+@pytest.mark.parametrize(
+    "bad", [b"/", b"/etc", b"", b".", b"..", b"__sandbox/../x", b"nothing", b"tool", b"link/1"]
+)
 def test_what_is_no_sandbox_is_refused_and_changes_nothing(
     host: Path, execroot: WorkerExecroot, bad: bytes
 ) -> None:
@@ -106,7 +107,7 @@ def fail_at(number: int, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
             raise OSError(error, os.strerror(error))
         real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(worker_execroot.os, "rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -131,7 +132,7 @@ def test_an_execroot_that_cannot_be_emptied_is_the_workers_fault_not_the_request
         raise OSError(errno.EPERM, "immutable")
 
     before = tree(host)
-    monkeypatch.setattr(worker_execroot.os, "unlink", unlink)
+    monkeypatch.setattr(os, "unlink", unlink)
     with pytest.raises(RuntimeUnavailable, match="cannot be emptied"):
         execroot.stage(SANDBOX)
     monkeypatch.undo()
@@ -171,6 +172,6 @@ def test_a_folder_that_another_wrapper_removes_at_that_moment_is_made_again(
             os.rmdir(os.path.dirname(path))
         real(path, *args, **kwargs)
 
-    monkeypatch.setattr(worker_execroot.os, "mkdir", mkdir)
+    monkeypatch.setattr(os, "mkdir", mkdir)
     WorkerExecroot.make(str(host), 1).remove()
     assert removed
