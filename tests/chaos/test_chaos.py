@@ -120,7 +120,10 @@ class Storm:
             self.host.send(cancel(self.rng.randrange(1 << 30)))
 
     def victim(self) -> psutil.Process | None:
-        """A worker, if any; not one that is not its program yet: its start stops with it, and we with that.
+        """A worker, if any; not one that is not its program yet.
+
+        Until then vfork lets it share the wrapper's memory, and the wrapper waits: if it were stopped
+        then, so would be the whole wrapper, and with it this test, which starts it again after an answer.
 
         After each blow the others show first that they serve: workers that die one after the other
         before they have served make the pool refuse what waits, which is another test's subject.
@@ -131,7 +134,7 @@ class Storm:
         for pid in sorted(self.host.workers(), key=lambda _: self.rng.random()):
             try:
                 process = psutil.Process(pid)
-                if any("echo_worker" in word for word in process.cmdline()):
+                if "wrapper" not in process.cmdline():
                     return process
             except psutil.NoSuchProcess:
                 continue
