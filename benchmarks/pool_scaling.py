@@ -57,6 +57,9 @@ class IdleWorker:
     def first_answer_seen(self) -> None:
         pass
 
+    def kill_stragglers(self) -> None:
+        pass
+
     def leftovers(self) -> Leftovers:
         return Leftovers()
 

@@ -162,6 +162,7 @@ class Action:
     def _give_back_sandbox(self) -> WrapperError | None:
         if self._staged is not None and self._lease is not None:
             try:
+                self._lease.kill_stragglers()
                 self._staged.collect()
             except WrapperError as error:
                 self._lease.stop_worker(StopReason.UNCLEAN)

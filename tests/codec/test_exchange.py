@@ -36,7 +36,7 @@ def test_a_tool_that_echoes_ids_gets_a_new_one_for_each_request() -> None:
         (received,) = exchange.receive(answer(sent_id(frame)))
         assert isinstance(received, Answered)
         assert received.sent is sent
-    assert ids == [1, 2, 3]
+    assert ids == [11, 22, 33]  # never neighbours: off by one is nobody's
     assert exchange.echoes_ids is True
 
 

@@ -146,7 +146,7 @@ def test_a_worker_that_closes_its_end_of_a_pipe_is_told_apart_from_a_slow_one(
     tmp_path: Path, stream: str
 ) -> None:
     close = "os.close(1)" if stream == "stdout" else "os.close(0)"
-    body = f"number = read()\nif number == 1: answer(number, b'ok'); read()\n{close}\n"
+    body = f"number = read()\nif number == 11: answer(number, b'ok'); read()\n{close}\n"
     body += "sys.stderr.write('pipe closed\\n'); sys.stderr.flush(); time.sleep(99)\n"
     if stream == "stdin":  # only a later write can see it
         body = f"answer(read(), b'ok'); {close}\nsys.stderr.write('pipe closed\\n'); sys.stderr.flush()\n"

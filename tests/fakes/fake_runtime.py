@@ -202,6 +202,10 @@ class FakeWorker:
         """See WorkerProcess."""
         self.calls.append("first_answer_seen")
 
+    def kill_stragglers(self) -> None:
+        """See WorkerProcess."""
+        self.calls.append("kill_stragglers")
+
     def leftovers(self) -> Leftovers:
         """See WorkerProcess."""
         return self.script.leftovers[0] if self.script.leftovers and not self.is_stopped else Leftovers()

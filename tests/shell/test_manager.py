@@ -182,7 +182,7 @@ def test_a_multiplex_worker_in_the_middle_of_one_answer_takes_another_lease() ->
             first = await w.manager.acquire("p")
             running = asyncio.create_task(first.execute(request(b"x")))
             await asyncio.sleep(0.01)
-            frame = response(request(b"y" * 1000, request_id=1))
+            frame = response(request(b"y" * 1000, request_id=11))
             w.runtime.workers[0].say(frame[:500])
             await asyncio.sleep(0.01)
             second = await w.manager.acquire("p")

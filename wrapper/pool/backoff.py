@@ -19,13 +19,15 @@ class StartBackoff:
     A program that cannot start is reported to every caller at once while the delay lasts; it
     doubles with each failure and one success ends it. A worker that dies before its first answer
     counts as half a failure: it delays starts that nobody waits for, and refuses callers only
-    after EARLY_DEATHS_TOLERATED of them.
+    after EARLY_DEATHS_TOLERATED of them, and only if no worker of this key has ever served: else
+    whatever kills them, requests that were sent to none of them are not to blame.
     """
 
-    __slots__ = ("_failures", "_refusing", "error", "retry_at")
+    __slots__ = ("_failures", "_has_served", "_refusing", "error", "retry_at")
 
     def __init__(self) -> None:
         self._failures = 0
+        self._has_served = False
         self._refusing = False
         self.error: WrapperError | None = None
         self.retry_at = 0.0
@@ -36,9 +38,11 @@ class StartBackoff:
 
     def died_before_first_answer(self, now: float, error: WrapperError) -> None:
         self._note(now, error)
-        self._refusing = self._refusing or self._failures > EARLY_DEATHS_TOLERATED
+        too_many = self._failures > EARLY_DEATHS_TOLERATED and not self._has_served
+        self._refusing = self._refusing or too_many
 
     def succeeded(self) -> None:
+        self._has_served = True
         self._failures = 0
         self._refusing = False
         self.error = None

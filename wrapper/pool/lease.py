@@ -108,6 +108,10 @@ class Lease:
         self._sent = self._connection.request(request, answered)
         self._used = True
 
+    def kill_stragglers(self) -> None:
+        """End the processes that the request left behind, before its outputs are taken."""
+        self._connection.process.kill_stragglers()
+
     def give_up(self) -> None:
         """The answer is not wanted any more. The worker may be at work for it, so it must not go on."""
         if self._sent is not None:

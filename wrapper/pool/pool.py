@@ -295,12 +295,16 @@ class WorkerPool:
         try:
             if key.own_execroot:
                 worker.execroot = WorkerExecroot.make(key.cwd, worker_id)
+            cwd = worker.execroot.path if worker.execroot is not None else key.cwd
+            env = dict(key.env)
+            if env.get("PWD") == key.cwd:
+                env["PWD"] = cwd
             worker.process = await self._runtimes[key.pool].start(
                 WorkerSpec(
                     name=key.label,
                     argv=key.argv,
-                    env=dict(key.env),
-                    cwd=worker.execroot.path if worker.execroot is not None else key.cwd,
+                    env=env,
+                    cwd=cwd,
                     language=settings.language,
                     gc_command=settings.gc_command,
                 )

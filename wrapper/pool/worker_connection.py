@@ -57,6 +57,8 @@ class WorkerConnection:
         self.stdout_ended = False
         """It is dead, which will be known in a moment, or as good as."""
         self.strays = 0
+        self._misdirected = 0
+        """Strays that may be some request's answer under a wrong id."""
         self._last_stray = ""
         self.lost: WrapperError | None = None
         self.loop.add_reader(process.stdout_fd, self._readable)
@@ -132,11 +134,11 @@ class WorkerConnection:
         for received in answered:
             self._answered(received)
         for received in strays:
-            self._stray(received.description)
+            self._stray(received)
         if broken is not None:
             self._broken(broken)
             return
-        if self.strays:
+        if self._misdirected:
             self._give_up_waiting()
             if self.lost is not None:
                 return
@@ -158,14 +160,15 @@ class WorkerConnection:
         if on_answer is not None:
             on_answer(received.response)
 
-    def _stray(self, description: str) -> None:
+    def _stray(self, stray: Stray) -> None:
         """An answer that belongs to nobody.
 
         With ids that are echoed the requests in flight are safe: their answers are told apart. But it
         may have been meant for one of them, which will not be answered again then: see `_give_up_waiting`.
         """
-        self._on_stray(description)
-        self._last_stray = description
+        self._on_stray(stray.description)
+        self._last_stray = stray.description
+        self._misdirected += not stray.repeats
         self._give_up_waiting()
 
     def _give_up_waiting(self) -> None:
@@ -173,7 +176,7 @@ class WorkerConnection:
 
         The worker takes no new requests after a stray (it is not silent), so the others are answered first.
         """
-        if self._answers and len(self._answers) <= self.strays:
+        if self._answers and len(self._answers) <= self._misdirected:
             error = f"{self._description} sent {self._last_stray}"
             self._lose(StopReason.PROTOCOL_ERROR, WorkerProtocolError(error, stderr_tail=self._tail()))
 

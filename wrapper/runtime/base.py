@@ -124,6 +124,9 @@ class WorkerProcess(Protocol):
     def leftovers(self) -> Leftovers:
         """What is there now that was not when the worker became ready. Quick; changes nothing."""
 
+    def kill_stragglers(self) -> None:
+        """SIGKILL the leftover processes, without waiting for their end: they do nothing more."""
+
     async def remove_leftovers(self) -> Leftovers:
         """Kill and delete what `leftovers` finds; returns what it removed.
 

@@ -251,6 +251,11 @@ class LocalWorker:
         self._clean_at = None if processes else position
         return Leftovers(tuple(processes), tuple(files))
 
+    def kill_stragglers(self) -> None:
+        """See WorkerProcess."""
+        if self._baseline is not None and self.leftovers().processes:
+            self._tree.signal_descendants(signal.SIGKILL, self._baseline)
+
     async def remove_leftovers(self) -> Leftovers:
         """See WorkerProcess."""
         processes: list[int] = []

@@ -26,6 +26,8 @@ from wrapper.worker_protocol.proto_framing import DEFAULT_MAX_FRAME_BYTES
 from wrapper.worker_protocol.wire_format import WireFormat, request_encoder, response_decoder
 
 _LAST_ID = 2**31 - 1
+_ID_STEP = 11
+"""More than 1: a multiplex tool that is off by one then answers nobody, not somebody else."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,9 +47,13 @@ class Answered(NamedTuple):
 
 
 class Stray(NamedTuple):
-    """An answer that nobody asked for. It is shown, and never given to anybody."""
+    """An answer that nobody asked for. It is shown, and never given to anybody.
+
+    `repeats`: it has the id of a request that was answered before, so those in flight may still be.
+    """
 
     description: str
+    repeats: bool = False
 
 
 class Broken(NamedTuple):
@@ -146,16 +152,21 @@ class WorkerExchange:
             sent = None
         if sent is None:
             waiting = ", ".join(map(str, self._in_flight)) or "no request"
-            return Stray(f"an answer with request id {wire_id} ({response!r}) while {waiting} is waited for")
+            repeats = self.echoes_ids is True and 0 < wire_id <= self._last_id and wire_id % _ID_STEP == 0
+            return Stray(
+                f"an answer with request id {wire_id} ({response!r}) while {waiting} is waited for", repeats
+            )
         if response.pb.was_cancelled and not sent.cancel_sent:
             # Its request has no answer now and will get none: the worker cannot be trusted any further.
             return Broken(f"it answered was_cancelled to request {sent.wire_id}, which nobody cancelled")
         return Answered(sent, response)
 
     def _next_id(self) -> int:
-        self._last_id = self._last_id % _LAST_ID + 1
+        self._last_id += _ID_STEP
+        if self._last_id > _LAST_ID:
+            self._last_id = _ID_STEP
         while self._last_id in self._in_flight:
-            self._last_id = self._last_id % _LAST_ID + 1
+            self._last_id += _ID_STEP
         return self._last_id
 
 

@@ -117,7 +117,7 @@ def detect(first_bytes: bytes, *, at_eof: bool = False) -> WireFormat | None:
     the tag of the message's first field, and that of `arguments`, the usual one, is a newline, which
     may well follow the brace in JSON too. So the stream is JSON if and only if it begins with
 
-        { white-space* }  and nothing or the next object behind it,  or
+        { }    or    { white-space } and white space or { behind it    or
         { white-space* " name " white-space* :
 
     where a name is an ASCII identifier. For a frame of protobuf to begin so, its first argument
@@ -133,8 +133,12 @@ def detect(first_bytes: bytes, *, at_eof: bool = False) -> WireFormat | None:
         return WireFormat.PROTO
     head = first_bytes[1 : _MAX_UNDECIDED_BYTES + 1].lstrip(_SPACE)
     if head.startswith(b"}"):
-        follows = head[1:].lstrip(_SPACE)
-        return WireFormat.JSON if not follows or follows.startswith(b"{") else WireFormat.PROTO
+        if first_bytes[1:2] == b"}":
+            return WireFormat.JSON  # no field of a WorkRequest has this tag
+        follows = head[1:2]
+        if not follows:
+            return WireFormat.JSON if at_eof else None
+        return WireFormat.JSON if follows in b" \t\r\n{" else WireFormat.PROTO
     if head and not head.startswith(b'"'):
         return WireFormat.PROTO
     name, quote, rest = head[1:].partition(b'"')
