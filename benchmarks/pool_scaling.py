@@ -47,6 +47,7 @@ class IdleWorker:
     def __init__(self, spec: WorkerSpec, fd: int) -> None:
         self.spec = spec
         self.pid = 0
+        self.has_garbage = False
         self.stdin_fd = -1
         self.stdout_fd = fd
         self.exited: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()

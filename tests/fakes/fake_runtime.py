@@ -107,6 +107,7 @@ class FakeWorker:
         self.spec = spec
         self.script = script
         self.pid = pid
+        self.has_garbage = True
         self.calls: list[str] = []
         self.is_stopped = False
         self._loop = asyncio.get_running_loop()

@@ -44,6 +44,11 @@ class Housekeeping:
         self._publish = publish
         self._growth = GrowthWatch()
 
+    @property
+    def collects_garbage(self) -> bool:
+        """Whether a garbage collection of this worker would do anything."""
+        return self._process.has_garbage
+
     def is_clean_already(self) -> bool:
         """Whether there is nothing to do after the last request. Quick: this is the usual case."""
         return (

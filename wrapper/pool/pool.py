@@ -375,6 +375,10 @@ class WorkerPool:
         worker = self._workers[command.worker_id]
         housekeeping = worker.housekeeping
         assert housekeeping is not None  # noqa: S101 - it has served
+        collects = command.collect_garbage and housekeeping.collects_garbage
+        if not collects and self._is_clean(command.worker_id, worker):
+            self._inbox.append(m.Cleaned(command.worker_id))
+            return
         worker.task = self._spawn(
             self._clean(command.worker_id, housekeeping, command.collect_garbage),
             f"clean worker {command.worker_id}",

@@ -108,6 +108,8 @@ class WorkerProcess(Protocol):
     """Non-blocking; the pool writes frames to it. The runtime closes it in `stop`."""
     stdout_fd: int
     """Non-blocking; the pool reads frames from it. The runtime closes it in `stop`."""
+    has_garbage: bool
+    """Whether there is any way to make this worker collect garbage; False: `collect_garbage` gives None."""
     exited: asyncio.Future[ExitStatus]
     """Done when the main process is dead, however it died; never cancelled by the runtime."""
 

@@ -126,6 +126,7 @@ class LocalWorker:
         self._tmpdir = PrivateTmpdir(os.path.join(directory, "tmp"))
         self._env = {**spec.env, "TMPDIR": self._tmpdir.path}
         self._gc = WorkerGc(spec, directory, self._loop)
+        self.has_garbage = self._gc.has_a_way
         self._baseline: frozenset[int] | None = None
         self._clean_at: bytes | None = None
         self._drain_fd = -1
@@ -298,6 +299,8 @@ class LocalWorker:
         """See WorkerProcess."""
         if self._child.status is not None or self._closed:
             raise RuntimeUnavailable(f"worker {self.spec.name} is dead, it has no garbage to collect")
+        if not self.has_garbage:
+            return None
         before, start_s = self.memory_bytes(), monotonic_s()
         if not await self._gc.collect([self.pid, *self._tree.descendants()], self.run):
             return None

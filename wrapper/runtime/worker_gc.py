@@ -23,6 +23,7 @@ class WorkerGc:
         self._spec = spec
         self._jvm_pid: int | None = None
         self._node: NodeGc | None = None
+        self.has_a_way = spec.gc_command is not None or spec.language is not Language.CUSTOM
         self.environment: dict[str, str] = {}
         """What the worker needs in its environment."""
         if spec.language is Language.NODEJS and spec.gc_command is None:
