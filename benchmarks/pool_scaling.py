@@ -22,8 +22,8 @@ from wrapper.pool.settings import PoolSettings
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.runtime.base import CommandResult, CommandSpec, ExitStatus, GcReport, Leftovers, WorkerSpec
 
-KEYS = 100
-"""The workers are spread over so many keys."""
+KEYS = 10
+"""The workers of both sizes are spread over so many keys: the number of workers is what differs."""
 
 
 class IdleRuntime:
