@@ -15,7 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TARGETS = {"worker_protocol.proto": "wrapper/worker_protocol"}
+TARGETS = {
+    "worker_protocol.proto": "wrapper/worker_protocol",
+    "cri_runtime.proto": "wrapper/runtime",
+}
 """Which file of proto/ goes to which package.
 
 The compiler gets each file under the path of its package: the name under which a file registers with
