@@ -70,7 +70,13 @@ def test_every_event_can_be_logged_and_trouble_is_a_warning(
     with caplog.at_level(logging.DEBUG):
         log_events(Event(kind, "java"))
     (record,) = caplog.records
-    trouble = "failed" in kind.value or kind in (EventKind.STRAY_OUTPUT, EventKind.LEFTOVERS_REMOVED)
+    trouble = "failed" in kind.value or kind in (
+        EventKind.STRAY_OUTPUT,
+        EventKind.LEFTOVERS_REMOVED,
+        EventKind.WARMUP_SKIPPED,
+        EventKind.POOL_UNHEALTHY,
+        EventKind.POOL_HEALTHY,  # whoever was woken by the one wants to see the other
+    )
     assert (record.levelno >= logging.WARNING) == trouble
 
 
