@@ -343,7 +343,7 @@ class RecordWriter:
         if self.requests >= self._max_requests:
             return False
         for path, file in files:
-            content = file.read(self._max_bytes - self.bytes - size + 1)
+            content = file.read(self._max_bytes + 1)
             digest = hashlib.sha256(content).hexdigest()
             if digest not in self._blobs and digest not in new:
                 size += len(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -270,7 +271,7 @@ def test_the_metrics_follow_a_worker_through_its_life() -> None:
 def test_the_metrics_of_all_pools_are_the_sums_and_zero_before_the_start() -> None:
     async def main() -> None:
         w = make(pools=[pool("p"), pool("q")])
-        assert w.manager.metrics() == PoolMetrics(0, 0, 0, 0, 0, 0, 0)
+        assert w.manager.metrics() == PoolMetrics(*[0] * len(fields(PoolMetrics)))
         async with w.manager:
             await asyncio.gather(w.ask("p"), w.ask("q"))
             assert w.manager.metrics("p").gets == w.manager.metrics("q").gets == 1

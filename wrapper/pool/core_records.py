@@ -92,6 +92,7 @@ class KeyState:
     waiters: deque[Waiter] = field(default_factory=deque)
     waiting: int = 0
     starting: int = 0
+    warming: int = 0
     serving: int = 0
     backoff: StartBackoff = field(default_factory=StartBackoff)
     estimates: Estimates = field(default_factory=Estimates)
@@ -213,6 +214,7 @@ class Registry:
         key, pool = worker.key, worker.key.pool
         key.serving += (new in SERVING_STATES) - (old in SERVING_STATES)
         key.starting -= old is WorkerState.STARTING
+        key.warming += (new is WorkerState.WARMING) - (old is WorkerState.WARMING)
         if new is WorkerState.STOPPING:
             pool.stopping += 1
             self.stopping += 1
