@@ -162,19 +162,33 @@ class _Files:
         return file
 
     def _names(self) -> Iterator[bytes]:
-        arguments = list(self._request.arguments)
-        for argument in arguments:
-            self._refuse_absolute(argument)
+        words = list(self._words())
         found: set[bytes] = set()
-        for path in self._inputs() if self._request.inputs else self._named_by(arguments):
+        for path in self._inputs() if self._request.inputs else self._named_by(words):
             if path in found:
                 continue
             found.add(path)
             if len(found) > MAX_TREE_ENTRIES:
                 raise _NotRecordedError(f"more than {MAX_TREE_ENTRIES} files")
             yield path
-        for argument in arguments:
-            self._note_directories(argument)
+        for word in words:
+            self._note_directories(word)
+
+    def _words(self) -> Iterator[bytes]:
+        """The arguments, and the lines of the flagfiles that they name."""
+        for argument in self._request.arguments:
+            self._refuse_absolute(argument)
+            yield argument
+            flagfile = re.fullmatch(rb"(?:@|--flagfile=)(.+)", argument, re.DOTALL)
+            if flagfile is None or not is_plain_path(os.path.normpath(flagfile[1])):
+                continue
+            try:
+                with self._opened(flagfile[1]) as file:
+                    content = file.read(_MAX_FLAGFILE_BYTES)
+            except (OSError, _NotRecordedError):
+                continue  # no flagfile after all
+            self._refuse_absolute(content)
+            yield from content.splitlines()
 
     def _inputs(self) -> Iterator[bytes]:
         for each in self._request.inputs:
@@ -186,24 +200,14 @@ class _Files:
             else:
                 yield path
 
-    def _named_by(self, arguments: Iterable[bytes]) -> Iterator[bytes]:
-        """Files that arguments name, also after `=`, `:`, `@`, and those that named flagfiles name."""
-        flagfiles: list[bytes] = []
-        for argument in arguments:
-            for path in self._paths_in(argument):
+    def _named_by(self, words: Iterable[bytes]) -> Iterator[bytes]:
+        """Files that words name, also after `=`, `:` and the like."""
+        for word in words:
+            for path in self._paths_in(word):
                 if os.path.isdir(os.path.join(self._base, path)):
                     yield from self._below(path)
                 elif os.path.isfile(os.path.join(self._base, path)):
-                    if argument.startswith((b"@", b"--flagfile=")):
-                        flagfiles.append(path)
                     yield path
-        for path in flagfiles:
-            with self._opened(path) as file:
-                content = file.read(_MAX_FLAGFILE_BYTES)
-            self._refuse_absolute(content)
-            yield from self._named_by(
-                line for line in content.splitlines() if not line.startswith((b"@", b"--flagfile="))
-            )
 
     def _paths_in(self, argument: bytes) -> Iterator[bytes]:
         for word in {argument, *_SEPARATORS.split(argument)}:
