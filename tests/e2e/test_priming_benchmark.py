@@ -17,10 +17,11 @@ def test_the_first_request_of_a_primed_jvm_is_several_times_quicker_than_that_of
     tmp_path: Path,
 ) -> None:
     """Twenty times against two, usually: a load on the machine that blurs that is none."""
-    argv = [sys.executable, BENCHMARK, "--requests", "0,10", "--rounds", "1", "--json", tmp_path / "figures"]
+    figures = tmp_path / "figures"
+    argv = [sys.executable, str(BENCHMARK), "--requests", "0,10", "--rounds", "1", "--json", str(figures)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    unprimed, primed = json.loads((tmp_path / "figures").read_text())
+    unprimed, primed = json.loads(figures.read_text())
     assert (unprimed["primed"], primed["primed"]) == (0, 10)
     assert primed["ratio"] < unprimed["ratio"] / 3
     assert "wanted: a ratio of at most 1.3 with 50" in done.stdout

@@ -280,6 +280,36 @@ def test_the_metrics_of_all_pools_are_the_sums_and_zero_before_the_start() -> No
     run_virtual(main())
 
 
+def test_start_statistics_are_those_of_a_pool_or_of_all() -> None:
+    async def main() -> None:
+        w = make(pools=[pool("p"), pool("q")])
+        assert w.manager.start_statistics().cold_requests == 0
+        async with w.manager:
+            await w.ask("p")
+            await w.ask("p")
+            await w.ask("q")
+            of_p, of_all = w.manager.start_statistics("p"), w.manager.start_statistics()
+            assert (of_p.cold_requests, of_p.warm_requests, of_p.starts) == (1, 1, 1)
+            assert (of_all.cold_requests, of_all.warm_requests, of_all.starts) == (2, 1, 2)
+            with pytest.raises(UnknownPool):
+                w.manager.start_statistics("nobody")
+
+    run_virtual(main())
+
+
+def test_a_pool_whose_workers_cannot_be_started_is_not_healthy() -> None:
+    async def main() -> None:
+        w = make(pools=[pool("p", worker_command=["missing"], min_warm_workers=1), pool("q")])
+        assert w.manager.is_healthy("p")
+        async with w.manager:
+            await eventually(lambda: not w.manager.is_healthy("p"))
+            assert w.manager.is_healthy("q")
+            with pytest.raises(UnknownPool):
+                w.manager.is_healthy("nobody")
+
+    run_virtual(main())
+
+
 def test_the_minimum_of_warm_workers_becomes_ready_without_anybody_asking() -> None:
     async def main() -> None:
         async with world(min_warm_workers=3) as w:

@@ -192,6 +192,7 @@ class Core:
             if waiter is None:
                 return
             worker = next(reversed(key.open.values()))
+            waiter.cold = worker.ready_at >= waiter.since
             self._queue.remove(waiter)
             self._reserve(worker, waiter, now)
         self._unblock_if_satisfied(key)
@@ -210,7 +211,6 @@ class Core:
         worker.leases[waiter.lease_id] = now
         self.registry.step(worker, Step.LEASE, now)
         self._leased[waiter.lease_id] = (worker, waiter)
-        waiter.cold = worker.ready_at > waiter.since
         worker.key.pool.counts["grant"] += 1
         self._commands.append(m.Grant(waiter.lease_id, worker.id))
         self._serve(worker.key, now)  # a multiplex worker may have room for the next one
