@@ -485,3 +485,13 @@ def test_what_a_start_is_wanted_for() -> None:
     world.ask(tool("own"))
     assert world.core.urgency(1) is Urgency.WAITED_FOR
     assert world.core.urgency(99) is Urgency.SPARE
+
+
+def test_the_replacement_of_a_worker_that_still_serves_is_a_spare() -> None:
+    world = World(Times(start_s=None), minimum=tool(), min_warm_workers=1, worker_ttl_s=100.0)
+    for event in (m.Started(1), m.Warmed(1)):
+        world.core.handle(event, world.now)
+    world.wait(96.0)
+    world.tell(m.Tick())
+    assert len(world.started) == 2
+    assert world.core.urgency(2) is Urgency.SPARE

@@ -553,6 +553,24 @@ def test_a_start_that_fails_or_is_called_off_gives_its_place_back(start_error: E
     run_virtual(main())
 
 
+def test_a_place_is_free_while_its_worker_is_still_being_stopped() -> None:
+    async def main() -> None:
+        def script(spec: WorkerSpec) -> Script:
+            result = CommandResult(int(spec.argv[0] == "/bin/tool0"), b"")
+            return Script(tool=proto_tool(), run=lambda _: result, run_delay_s=1.0, stop_delay_s=4.0)
+
+        settings = PoolSettings("p", verification=(VERIFY,))
+        async with world(script, settings=settings, total=TotalLimits(max_concurrent_warmups=1)) as w:
+            fails, serves = (asyncio.create_task(w.ask(key=key)) for key in keys(2))
+            assert await serves == b"hello"
+            assert asyncio.get_running_loop().time() == pytest.approx(2.0)
+            assert w.count(WorkerState.STOPPING) == 1
+            with pytest.raises(WorkerStartFailed):
+                await fails
+
+    run_virtual(main())
+
+
 def test_a_pool_that_is_closed_while_starts_wait_for_their_turn_leaves_nothing() -> None:
     async def main() -> None:
         script = Script(start_delay_s=5.0, tool=proto_tool())
