@@ -41,6 +41,11 @@ def describe(config: Config, source: str) -> Iterator[str]:
     yield _line(
         "max_total_workers", _value(config.max_total_workers, "no limit"), "max_total_workers" in given
     )
+    yield _line(
+        "max_concurrent_warmups",
+        _value(config.max_concurrent_warmups, "what fits the processors"),
+        "max_concurrent_warmups" in given,
+    )
     yield _line("drain_timeout_s", _value(config.drain_timeout_s), "drain_timeout_s" in given)
     for pool in config.pools:
         yield ""
@@ -68,6 +73,10 @@ def _pool(pool: PoolConfig) -> Iterator[str]:
         lines = [_command(command, default_s) for command in commands] or ["none"]
         for line in lines:
             yield _line(f"warmup.{name}", line, name in pool.warmup.model_fields_set)
+    for name in type(pool.warmup).model_fields:
+        if name not in ("commands", "verification", "post_job_cleanup", "default_timeout_s"):
+            value = _value(getattr(pool.warmup, name)) + _warmup_note(pool, name)
+            yield _line(f"warmup.{name}", value, name in pool.warmup.model_fields_set)
     for section in ("lifecycle", "limits", "memory"):
         values = getattr(pool, section)
         for name in type(values).model_fields:
@@ -83,6 +92,17 @@ def _note(pool: PoolConfig, name: str) -> str:
         return f" (each worker lives {shortest:g} to {lifetime.worker_ttl_s:g} s)"
     if name == "gc_job_frequency" and pool.gc_command is None and pool.language_kind is Language.CUSTOM:
         return " (not used: this language has no built-in way, and there is no gc_command)"
+    return ""
+
+
+def _warmup_note(pool: PoolConfig, name: str) -> str:
+    warmup = pool.warmup
+    if name == "requests" and warmup.requests:
+        if not warmup.precompile:
+            return " (not used: warmup.precompile is false)"
+        return " (only workers with an execroot of their own are primed with them)"
+    if name == "preload" and not warmup.preload and warmup.commands:
+        return " (warmup.commands are not run)"
     return ""
 
 

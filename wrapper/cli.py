@@ -50,8 +50,19 @@ examples:
   nativelink_worker_wrapper check-config pools.json5
       say what a configuration means, or what is wrong with it
 
+  nativelink_worker_wrapper record --output javac.rec -- tool --persistent_worker
+      serve as usual, and keep the requests with their inputs to prime new workers with
+
 exit codes: 0 the host closed stdin or sent SIGTERM and all requests were answered; 64 wrong usage;
 65 the host's requests cannot be understood; 69 the tool cannot be started; 78 wrong configuration.
+"""
+
+_RECORD_DESCRIPTION = """\
+Runs as a persistent worker in front of the tool, as without "record", and writes the requests that come by,
+with the input files that they name, to a file. New workers of a pool whose warmup.requests names that file
+run them before they are ready, so that their first real request finds compiled code.
+
+All options of worker mode are taken too. The file holds whatever the requests have read: keep it as safe.
 """
 
 
@@ -62,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args[:1] == ["check-config"]:
             return _check_config(args[1:])
+        if args[:1] == ["record"]:
+            return _worker_mode(args[1:], recording=True)
         return _worker_mode(args)
     except WrapperError as error:
         print(f"nativelink_worker_wrapper: {error.report()}", file=sys.stderr)
@@ -89,15 +102,25 @@ def _check_config(args: Sequence[str]) -> int:
     return check_config(parser.parse_args(args).file, sys.stdout)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="nativelink_worker_wrapper",
-        usage="%(prog)s [options] -- TOOL [STARTUP ARGS] --persistent_worker\n"
-        "       %(prog)s check-config FILE",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser(*, recording: bool = False) -> _Parser:
+    if recording:
+        parser = _Parser(
+            prog="nativelink_worker_wrapper record",
+            usage="%(prog)s --output FILE [options] -- TOOL [STARTUP ARGS] --persistent_worker",
+            description=_RECORD_DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _add_recording_options(parser)
+    else:
+        parser = _Parser(
+            prog="nativelink_worker_wrapper",
+            usage="%(prog)s [options] -- TOOL [STARTUP ARGS] --persistent_worker\n"
+            "       %(prog)s check-config FILE\n"
+            "       %(prog)s record --output FILE [options] -- TOOL [STARTUP ARGS] --persistent_worker",
+            description=_DESCRIPTION,
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
     pool = parser.add_argument_group("the pool")
     pool.add_argument("--config", metavar="FILE", help="a JSON5 file with pools; its limits are the defaults")
     pool.add_argument(
@@ -155,9 +178,34 @@ def _parser() -> _Parser:
     return parser
 
 
-def _worker_mode(args: list[str]) -> int:
+def _add_recording_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the record file")
+    group.add_argument("--output", metavar="FILE", required=True, help="where to write it, when all is over")
+    group.add_argument(
+        "--max-requests",
+        metavar="N",
+        type=_positive,
+        default=50,
+        help="record so many requests at most (default 50)",
+    )
+    group.add_argument(
+        "--max-bytes",
+        metavar="N",
+        type=_positive,
+        default=256 << 20,
+        help="bytes of input files at most, each content counted once (default 268435456)",
+    )
+    group.add_argument(
+        "--trust-domain",
+        metavar="NAME",
+        default="",
+        help="whose requests these are: workers of another trust domain are not primed with them",
+    )
+
+
+def _worker_mode(args: list[str], *, recording: bool = False) -> int:
     separator = args.index("--") if "--" in args else len(args)
-    parser = _parser()
+    parser = _parser(recording=recording)
     given = parser.parse_args(args[:separator])
     tool = args[separator + 1 :]
     logging.basicConfig(
@@ -170,6 +218,8 @@ def _worker_mode(args: list[str]) -> int:
         tool = [*pool.worker_command]
     elif not tool:
         parser.error("no tool given: put it after --")
+    elif PERSISTENT_WORKER not in tool and recording:
+        parser.error(f"a tool without {PERSISTENT_WORKER} gets no requests that could be recorded")
     elif PERSISTENT_WORKER not in tool:
         from wrapper.one_shot import run_once
 
@@ -181,9 +231,21 @@ def _worker_mode(args: list[str]) -> int:
     options = _options(given, tool, pool, total)
     forward = None if given.log_dir is not None else sys.stderr.fileno()
     runtime = LocalProcessRuntime(log_dir=given.log_dir, forward_stderr_to=forward)
+    recorder = None
+    if recording:
+        from wrapper.record import Recorder
+
+        recorder = Recorder(
+            given.output,
+            tool=os.path.basename(tool[0]),
+            trust_domain=given.trust_domain,
+            max_requests=given.max_requests,
+            max_bytes=given.max_bytes,
+            cwd=options.cwd,
+        )
     gc.freeze()  # what was imported stays: no collection needs to look at it
     gc.enable()
-    return run(serve(options, runtime))
+    return run(serve(options, runtime, recorder))
 
 
 def _options(

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
 
 from wrapper.pool.limits import PoolLimits, TotalLimits
-from wrapper.pool.settings import PoolSettings
+from wrapper.pool.settings import PoolSettings, WarmupRules
 from wrapper.runtime.base import CommandSpec, Language
 
 MEBIBYTE = 1024 * 1024
@@ -40,6 +40,13 @@ _Time = Annotated[_Seconds, Allowed("a number of seconds above 0, at most a year
 _TimeOrNever = Annotated[
     _Seconds | None, Allowed("a number of seconds above 0, at most a year, or null for no limit")
 ]
+_Milliseconds = Annotated[
+    float,
+    Strict(),
+    Field(gt=0, le=3_600_000, allow_inf_nan=False),
+    Allowed("a number of milliseconds above 0, at most 3600000"),
+]
+_YesNo = Annotated[bool, Strict(), Allowed("true or false")]
 _CountOrNever = Annotated[_Positive | None, Allowed("a whole number of at least 1, or null for never")]
 _Argv = Annotated[tuple[_Text, ...], Allowed("a list of strings, the program first, none of them empty")]
 
@@ -65,12 +72,37 @@ _Commands = Annotated[tuple[Command, ...], Allowed("a list of commands, each {ar
 
 
 class Warmup(_Section):
-    """Commands around a worker's life."""
+    """How a new worker is made ready, and commands around its life."""
 
     commands: _Commands = ()
     verification: _Commands = ()
     post_job_cleanup: _Commands = ()
     default_timeout_s: _Time = 30.0
+    requests: Annotated[
+        tuple[_Text, ...],
+        Allowed('a list of record files, which "nativelink_worker_wrapper record" makes'),
+    ] = ()
+    warmup_batch_size: Annotated[_Whole, Field(ge=1, le=1000), Allowed("a whole number from 1 to 1000")] = 10
+    preload: _YesNo = True
+    precompile: _YesNo = True
+    lazy_loading: _YesNo = False
+    allow_foreign_requests: _YesNo = False
+    target_cold_start_ms: _Milliseconds = 100.0
+    max_warmup_ms: _Milliseconds = 5000.0
+    unhealthy_after: Annotated[_Whole, Field(ge=1, le=1000), Allowed("a whole number from 1 to 1000")] = 3
+
+    def rules(self) -> WarmupRules:
+        """All but the commands, for the pool."""
+        return WarmupRules(
+            requests=self.requests,
+            batch_size=self.warmup_batch_size,
+            preload=self.preload,
+            precompile=self.precompile,
+            lazy_loading=self.lazy_loading,
+            allow_foreign_requests=self.allow_foreign_requests,
+            target_s=self.target_cold_start_ms / 1000,
+            max_s=self.max_warmup_ms / 1000,
+        )
 
 
 class Lifecycle(_Section):
@@ -193,6 +225,7 @@ class PoolConfig(_Section):
             start_instead_after_s=self.limits.start_instead_after_ms / 1000,
             max_memory_bytes=None if memory is None else memory * MEBIBYTE,
             stop_grace_s=self.limits.stop_grace_s,
+            unhealthy_after=self.warmup.unhealthy_after,
         )
 
     def settings(self) -> PoolSettings:
@@ -203,6 +236,7 @@ class PoolConfig(_Section):
             language=self.language_kind,
             warmup=self.warmup_commands(),
             verification=self.verification_commands(),
+            warmup_rules=self.warmup.rules(),
             post_job_cleanup=self.cleanup_commands(),
             gc_command=self.gc_command_spec(),
             frame_timeout_s=self.limits.frame_timeout_s,
@@ -248,11 +282,17 @@ class Config(_Section):
         Annotated[int, Strict(), Field(ge=1, le=100_000)] | None,
         Allowed("a whole number from 1 to 100000, or null for no limit"),
     ] = None
+    max_concurrent_warmups: Annotated[
+        Annotated[int, Strict(), Field(ge=1, le=1000)] | None,
+        Allowed("a whole number from 1 to 1000, or null for what fits the processors"),
+    ] = None
     drain_timeout_s: _Time = 60.0
 
     def total_limits(self) -> TotalLimits:
         """The numbers over all pools."""
-        return TotalLimits(max_workers=self.max_total_workers)
+        return TotalLimits(
+            max_workers=self.max_total_workers, max_concurrent_warmups=self.max_concurrent_warmups
+        )
 
     def pool_named(self, name: str) -> PoolConfig | None:
         """The pool of this name; None if there is none."""

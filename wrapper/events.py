@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+_MEBIBYTE = 1 << 20
+
 _log = logging.getLogger(__name__)
 
 
@@ -26,6 +28,11 @@ class EventKind(Enum):
     GARBAGE_COLLECTED = "garbage collected"
     GARBAGE_COLLECTION_FAILED = "garbage collection failed"
     HEALTH_CHECKED = "health checked"
+    WARMUP_DONE = "warm-up done"
+    WARMUP_SKIPPED = "warm-up skipped"
+    FIRST_REQUEST = "first request"
+    POOL_UNHEALTHY = "pool unhealthy"
+    POOL_HEALTHY = "pool healthy again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +52,17 @@ class Event:
             parts.append(f"worker={self.worker_id}")
         if self.key:
             parts.append(f"key={self.key}")
-        parts += [f"{name}={value:.6g}" for name, value in self.numbers.items()]
+        parts += [_shown(name, value) for name, value in self.numbers.items()]
         if self.detail:
             parts.append(f"({self.detail})")
         return " ".join(parts)
+
+
+def _shown(name: str, value: float) -> str:
+    """`load_s=0.0312`; bytes in MiB from one on, since nobody reads nine digits."""
+    if name.endswith("_bytes") and value >= _MEBIBYTE:
+        return f"{name.removesuffix('_bytes')}={value / _MEBIBYTE:.1f}MiB"
+    return f"{name}={value:.6g}"
 
 
 class EventBus:
@@ -76,6 +90,10 @@ _LEVELS = {
     EventKind.CLEANING_FAILED: logging.WARNING,
     EventKind.GARBAGE_COLLECTION_FAILED: logging.WARNING,
     EventKind.LEFTOVERS_REMOVED: logging.WARNING,
+    EventKind.WARMUP_SKIPPED: logging.WARNING,
+    EventKind.POOL_UNHEALTHY: logging.ERROR,
+    EventKind.POOL_HEALTHY: logging.WARNING,
+    EventKind.FIRST_REQUEST: logging.DEBUG,
     EventKind.WORKER_STARTED: logging.DEBUG,
     EventKind.WORKER_READY: logging.DEBUG,
     EventKind.WORKER_STOPPED: logging.DEBUG,

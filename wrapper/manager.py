@@ -22,6 +22,7 @@ from wrapper.events import EventBus
 from wrapper.pool.health import prove_pool
 from wrapper.pool.lease import Lease, WorkerOutcome
 from wrapper.pool.pool import WorkerPool
+from wrapper.pool.start_statistics import StartRecorder, StartStatistics
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import StopReason, WorkerState
 from wrapper.runtime.base import Runtime
@@ -68,6 +69,10 @@ class PoolMetrics:
     """Workers cleaned after a lease."""
     prepares: int
     """Workers that became ready."""
+    warmups_pending: int
+    """Workers that wait for their turn to be started, of those that are provisioning."""
+    warmups_active: int
+    """Workers between the begin of their start and ready, of those that are provisioning."""
 
 
 class WarmWorkerPoolManager:
@@ -197,7 +202,22 @@ class WarmWorkerPoolManager:
             gets=count("grant"),
             cleans=count("clean"),
             prepares=count("ready"),
+            warmups_pending=self._pool.warmups.pending(pool) if self._pool is not None else 0,
+            warmups_active=self._pool.warmups.active(pool) if self._pool is not None else 0,
         )
+
+    def start_statistics(self, pool: str | None = None) -> StartStatistics:
+        """Cold and warm requests of the pool of this name; None: of all together. Raises UnknownPool."""
+        states = self._pool.pool_states() if self._pool is not None else {}
+        if pool is not None:
+            self._pool_named(pool)
+        return StartRecorder.summary(state.starts for name, state in states.items() if pool in (None, name))
+
+    def is_healthy(self, pool: str) -> bool:
+        """Whether fewer than `warmup.unhealthy_after` starts in a row have failed now. Raises UnknownPool."""
+        self._pool_named(pool)
+        states = self._pool.pool_states() if self._pool is not None else {}
+        return pool not in states or states[pool].is_healthy
 
     def _make_pool(self) -> WorkerPool:
         config = self._options.config

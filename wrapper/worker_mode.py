@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from wrapper.action_runner import Action, ToolAbilities
 from wrapper.errors import ProtocolError, RequestCancelled, WrapperError
@@ -69,13 +70,30 @@ class WorkerModeOptions:
         )
 
 
+class RequestListener(Protocol):
+    """Who wants to see the requests."""
+
+    def accepted(self, request: WorkRequest) -> None:
+        """A request has come, and nothing was done with it yet. Quick; must not raise."""
+
+    def ended(self) -> None:
+        """No more will come, and no worker is left."""
+
+
 class WorkerMode:
     """One conversation with a worker host. `run` returns the exit code of the process."""
 
     def __init__(
-        self, options: WorkerModeOptions, key: WorkerKey, pool: WorkerPool, stdin_fd: int, stdout_fd: int
+        self,
+        options: WorkerModeOptions,
+        key: WorkerKey,
+        pool: WorkerPool,
+        stdin_fd: int,
+        stdout_fd: int,
+        listener: RequestListener | None = None,
     ) -> None:
         self._options = options
+        self._listener = listener
         self._pool = pool
         self._key = key
         self._sandboxed_key = replace(self._key, own_execroot=True)
@@ -209,6 +227,8 @@ class WorkerMode:
             if ticket is not None:
                 self._actions[ticket].cancel()
             return
+        if self._listener is not None:
+            self._listener.accepted(request)
         ticket = self._ledger.accept(request)
         sandboxed = request.pb.sandbox_dir and not self._options.tool.sandbox
         if sandboxed and self._options.tool.multiplex:
@@ -291,17 +311,24 @@ def _refusal(request: WorkRequest) -> WorkResponse:
     )
 
 
-async def serve(options: WorkerModeOptions, runtime: Runtime) -> int:
-    """Speak with the host on our stdin and stdout until it ends that; returns our exit code."""
-    stdin_fd, stdout_fd = claim_stdio()
-    events = EventBus()
-    events.subscribe(log_events)
-    key = options.key()
-    pool = WorkerPool(
-        {options.settings.name: options.settings},
-        {options.settings.name: runtime},
-        total=options.total,
-        minimum_keys={options.settings.name: key},
-        events=events,
-    )
-    return await WorkerMode(options, key, pool, stdin_fd, stdout_fd).run()
+async def serve(options: WorkerModeOptions, runtime: Runtime, listener: RequestListener | None = None) -> int:
+    """Speak with the host on our stdin and stdout until it ends that; returns our exit code.
+
+    `listener` is told of each request before it is served, and of the end.
+    """
+    try:
+        stdin_fd, stdout_fd = claim_stdio()
+        events = EventBus()
+        events.subscribe(log_events)
+        key = options.key()
+        pool = WorkerPool(
+            {options.settings.name: options.settings},
+            {options.settings.name: runtime},
+            total=options.total,
+            minimum_keys={options.settings.name: key},
+            events=events,
+        )
+        return await WorkerMode(options, key, pool, stdin_fd, stdout_fd, listener).run()
+    finally:
+        if listener is not None:
+            listener.ended()

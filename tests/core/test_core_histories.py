@@ -234,6 +234,7 @@ class CoreHistory(RuleBasedStateMachine):
         for key in registry.keys.values():
             workers = list(key.workers.values())
             assert key.starting == sum(w.state is WorkerState.STARTING for w in workers)
+            assert key.warming == sum(w.state is WorkerState.WARMING for w in workers)
             assert key.serving == sum(w.state in SERVING_STATES for w in workers)
             assert key.waiting == sum(w.queued for w in key.waiters)
             assert set(key.open) == {w.id for w in workers if w.can_take_lease}

@@ -14,6 +14,7 @@ from wrapper.errors import (
 from wrapper.pool import core_messages as m
 from wrapper.pool.core import Core
 from wrapper.pool.limits import PoolLimits
+from wrapper.pool.warmup_queue import Urgency
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import StopReason, WorkerState
 
@@ -400,3 +401,97 @@ def test_a_late_answer_to_a_probe_of_a_stopped_worker_loses_nobody() -> None:
     assert m.Probe(2, 1) in commands
     assert not core.handle(m.ProbeDone(1, 1), 0.4)
     assert m.Grant(1, 2) in core.handle(m.ProbeDone(2, 1), 0.5)
+
+
+def test_a_request_that_waits_through_a_long_warm_up_starts_no_second_worker() -> None:
+    world = World(Times(start_s=None), max_instances_per_key=5)
+    world.ask()
+    world.wait(10.0)
+    world.core.handle(m.Started(1), world.now)  # and now it is warmed up, for a long time
+    world.wait(10.0)
+    assert len(world.started) == 1
+    world.ask()  # but for one request more, one worker more may come
+    world.wait(10.0)
+    assert len(world.started) == 2
+
+
+def test_a_multiplex_worker_in_its_warm_up_is_on_its_way_for_as_many_requests_as_it_takes() -> None:
+    world = World(Times(start_s=None), max_instances_per_key=5, max_requests_per_worker_at_once=3)
+    world.ask()
+    world.core.handle(m.Started(1), world.now)
+    world.ask()
+    world.ask()
+    world.wait(10.0)
+    assert len(world.started) == 1
+    world.ask()
+    world.wait(10.0)
+    assert len(world.started) == 2
+
+
+def failing_warm_up(world: World, worker_id: int) -> list[m.Command]:
+    world.core.handle(m.Started(worker_id), world.now)
+    commands = world.core.handle(
+        m.Exited(worker_id, StopReason.WARMUP_FAILED, WorkerStartFailed("no compiler")), world.now
+    )
+    world.core.handle(m.Stopped(worker_id), world.now)
+    return commands
+
+
+def test_each_failed_warm_up_doubles_the_pause_before_the_next_start() -> None:
+    world = World(Times(start_s=None), minimum=tool(), min_warm_workers=1)
+    for worker_id in range(1, 12):
+        failing_warm_up(world, worker_id)
+        pause_s = min(30.0, 0.2 * 2 ** (worker_id - 1))
+        world.wait(pause_s * 0.99)
+        world.tell(m.Tick())
+        assert len(world.started) == worker_id
+        world.wait(pause_s * 0.02)
+        world.tell(m.Tick())
+        assert len(world.started) == worker_id + 1
+
+
+def test_health_is_told_when_it_changes_and_by_key() -> None:
+    world = World(Times(start_s=None), unhealthy_after=2)
+    for lease, key in ((1, tool("a")), (2, tool("b"))):
+        assert world.ask(key) == lease
+
+    def told(commands: list[m.Command]) -> list[tuple[int, bool]]:
+        return [(c.failures, c.error is None) for c in commands if isinstance(c, m.TellHealth)]
+
+    assert told(failing_warm_up(world, 1)) == []
+    assert told(failing_warm_up(world, 2)) == []
+    assert world.pool().is_healthy  # one failure of each
+    world.wait(60.0)
+    world.ask(tool("a"))
+    assert told(failing_warm_up(world, 3)) == [(2, False)]
+    assert not world.pool().is_healthy
+    world.wait(60.0)
+    world.ask(tool("a"))
+    assert told(failing_warm_up(world, 4)) == []  # it was said already
+    world.wait(60.0)
+    world.ask(tool("a"))
+    world.core.handle(m.Started(5), world.now)
+    assert told(world.core.handle(m.Warmed(5), world.now)) == [(3, True)]
+    assert world.pool().is_healthy
+
+
+def test_what_a_start_is_wanted_for() -> None:
+    world = World(Times(start_s=None), minimum=tool("own"), min_warm_workers=1, worker_ttl_s=100.0)
+    assert world.core.urgency(1) is Urgency.MINIMUM
+    lease = world.ask(tool("other"))
+    assert world.core.urgency(2) is Urgency.WAITED_FOR
+    world.tell(m.WaiterGone(lease))
+    assert world.core.urgency(2) is Urgency.SPARE
+    world.ask(tool("own"))
+    assert world.core.urgency(1) is Urgency.WAITED_FOR
+    assert world.core.urgency(99) is Urgency.SPARE
+
+
+def test_the_replacement_of_a_worker_that_still_serves_is_a_spare() -> None:
+    world = World(Times(start_s=None), minimum=tool(), min_warm_workers=1, worker_ttl_s=100.0)
+    for event in (m.Started(1), m.Warmed(1)):
+        world.core.handle(event, world.now)
+    world.wait(96.0)
+    world.tell(m.Tick())
+    assert len(world.started) == 2
+    assert world.core.urgency(2) is Urgency.SPARE

@@ -201,6 +201,18 @@ def test_the_table_of_options_has_each_option_with_its_values_and_nothing_else()
     assert documented == expected
 
 
+def test_the_table_of_record_options_has_each_option_and_nothing_else() -> None:
+    cells = [row[0] for row in table_after(ROOT / "docs" / "priming.md", "option")]
+    documented = dict(pair for cell in cells for pair in re.findall(r"`(-[\w-]+) ([^`]+)`", cell))
+    own = {option for action in cli._parser()._actions for option in action.option_strings}
+    assert documented == {
+        option: action.metavar
+        for action in cli._parser(recording=True)._actions
+        for option in action.option_strings
+        if option not in own
+    }
+
+
 def test_the_exit_codes_in_the_worker_mode_page_are_those_of_the_help() -> None:
     page = (ROOT / "docs" / "worker-mode.md").read_text()
     paragraph = page[page.index("Exit codes:") :].split("\n\n")[0]

@@ -12,6 +12,7 @@ import wrapper.errors
 from wrapper.manager import PoolMetrics, WarmWorkerPoolManager
 from wrapper.pool.health import PROOF_TIMEOUT_S
 from wrapper.pool.housekeeping import CLEANING_ATTEMPTS, CLEANING_BACKOFF_S
+from wrapper.pool.start_statistics import StartStatistics
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "python-api.md").read_text()
@@ -42,6 +43,10 @@ def test_the_example_runs_as_it_stands_and_prints_what_the_page_says(tmp_path: P
 
 def test_the_table_of_metrics_has_each_field_once() -> None:
     assert first_cells("The metrics") == [field.name for field in fields(PoolMetrics)]
+
+
+def test_the_table_of_cold_and_warm_requests_has_each_field_once() -> None:
+    assert first_cells("Cold and warm requests") == [field.name for field in fields(StartStatistics)]
 
 
 def test_the_table_of_calls_has_each_public_method_of_the_manager() -> None:

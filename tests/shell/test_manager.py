@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -270,11 +271,41 @@ def test_the_metrics_follow_a_worker_through_its_life() -> None:
 def test_the_metrics_of_all_pools_are_the_sums_and_zero_before_the_start() -> None:
     async def main() -> None:
         w = make(pools=[pool("p"), pool("q")])
-        assert w.manager.metrics() == PoolMetrics(0, 0, 0, 0, 0, 0, 0)
+        assert w.manager.metrics() == PoolMetrics(*[0] * len(fields(PoolMetrics)))
         async with w.manager:
             await asyncio.gather(w.ask("p"), w.ask("q"))
             assert w.manager.metrics("p").gets == w.manager.metrics("q").gets == 1
             assert w.manager.metrics().gets == w.manager.metrics().prepares == 2
+
+    run_virtual(main())
+
+
+def test_start_statistics_are_those_of_a_pool_or_of_all() -> None:
+    async def main() -> None:
+        w = make(pools=[pool("p"), pool("q")])
+        assert w.manager.start_statistics().cold_requests == 0
+        async with w.manager:
+            await w.ask("p")
+            await w.ask("p")
+            await w.ask("q")
+            of_p, of_all = w.manager.start_statistics("p"), w.manager.start_statistics()
+            assert (of_p.cold_requests, of_p.warm_requests, of_p.starts) == (1, 1, 1)
+            assert (of_all.cold_requests, of_all.warm_requests, of_all.starts) == (2, 1, 2)
+            with pytest.raises(UnknownPool):
+                w.manager.start_statistics("nobody")
+
+    run_virtual(main())
+
+
+def test_a_pool_whose_workers_cannot_be_started_is_not_healthy() -> None:
+    async def main() -> None:
+        w = make(pools=[pool("p", worker_command=["missing"], min_warm_workers=1), pool("q")])
+        assert w.manager.is_healthy("p")
+        async with w.manager:
+            await eventually(lambda: not w.manager.is_healthy("p"))
+            assert w.manager.is_healthy("q")
+            with pytest.raises(UnknownPool):
+                w.manager.is_healthy("nobody")
 
     run_virtual(main())
 

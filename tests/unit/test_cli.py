@@ -240,3 +240,47 @@ def test_the_total_limit_of_a_configuration_holds_in_worker_mode(tmp_path: Path)
     given = cli._parser().parse_args(["--config", str(config), "--persistent-worker-key", "k"])
     pool, total = cli._configured(given)
     assert cli._options(given, ["/bin/true", "--persistent_worker"], pool, total).total.max_workers == 3
+
+
+# ---- record ----------------------------------------------------------------------------------------
+
+
+def test_record_takes_its_own_options_and_those_of_worker_mode() -> None:
+    parser = cli._parser(recording=True)
+    given = parser.parse_args(["--output", "a.rec", "--max-instances", "3"])
+    assert (given.output, given.max_requests, given.max_bytes, given.trust_domain) == (
+        "a.rec",
+        50,
+        1 << 28,
+        "",
+    )
+    assert given.max_instances == 3
+    given = parser.parse_args(["--output=a", "--max-requests=7", "--max-bytes=9", "--trust-domain=ours"])
+    assert (given.max_requests, given.max_bytes, given.trust_domain) == (7, 9, "ours")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["record", "--", "/bin/sh", "--persistent_worker"], "--output"),
+        (["record", "--output", "a.rec", "--", "/bin/sh"], "gets no requests that could be recorded"),
+        (["record", "--output", "a.rec"], "no tool given"),
+        (["record", "--output", "a", "--max-requests", "0", "--", "/bin/sh"], "must be at least 1"),
+    ],
+)
+def test_a_wrong_use_of_record_is_told_and_writes_nothing(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wrapper", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, said in done.stderr) == (64, True), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_record_that_cannot_be_written_is_an_error_before_the_tool_starts(tmp_path: Path) -> None:
+    tool = ["--", "/bin/sh", "-c", "touch started", "--persistent_worker"]
+    argv = [sys.executable, "-m", "wrapper", "record", "--output", "no/a.rec", *tool]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (done.returncode, "no/a.rec: cannot be written" in done.stderr) == (78, True), done.stderr
+    assert not list(tmp_path.iterdir())

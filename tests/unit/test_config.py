@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -281,6 +282,30 @@ BROKEN: list[tuple[str, list[str]]] = [
         pool('warmup: {commands: {argv: ["a"]}}'),
         ['pools[0].warmup.commands: found {"argv": ["a"]}; allowed: a list of commands'],
     ),
+    (
+        pool('warmup: {requests: "javac.rec"}'),
+        ['pools[0].warmup.requests: found "javac.rec"; allowed: a list of record files'],
+    ),
+    (
+        pool("warmup: {warmup_batch_size: 0}"),
+        ["pools[0].warmup.warmup_batch_size: found 0; allowed: a whole number from 1 to 1000"],
+    ),
+    (
+        pool("warmup: {lazy_loading: 1}"),
+        ["pools[0].warmup.lazy_loading: found 1; allowed: true or false"],
+    ),
+    (
+        pool("warmup: {max_warmup_ms: 0}"),
+        ["pools[0].warmup.max_warmup_ms: found 0; allowed: a number of milliseconds above 0"],
+    ),
+    (
+        pool("warmup: {unhealthy_after: null}"),
+        ["pools[0].warmup.unhealthy_after: found null; allowed: a whole number from 1 to 1000"],
+    ),
+    (
+        '{max_concurrent_warmups: 0, pools: [{name: "a", language: "jvm"}]}',
+        ["max_concurrent_warmups: found 0; allowed: a whole number from 1 to 1000, or null"],
+    ),
     (pool("limits: 5"), ["pools[0].limits: found 5; allowed: an object with max_instances_per_key, max_wa"]),
     (
         pool("limits: {idle_timeout_s: Infinity}"),
@@ -421,6 +446,20 @@ def test_check_config_says_what_is_set_and_not_used(tmp_path: Path) -> None:
     assert "not used: this language has no built-in way" in out.getvalue()
 
 
+def test_check_config_says_when_recorded_requests_are_not_used(tmp_path: Path) -> None:
+    document = tmp_path / "pools.json5"
+    out = io.StringIO()
+    document.write_text(pool('warmup: {requests: ["a.rec"]}'))
+    assert check_config(document, out) == 0
+    assert '["a.rec"] (only workers with an execroot of their own are primed with them)' in out.getvalue()
+    document.write_text(
+        pool('warmup: {requests: ["a.rec"], precompile: false, preload: false, commands: [{argv: ["w"]}]}')
+    )
+    assert check_config(document, out) == 0
+    assert '["a.rec"] (not used: warmup.precompile is false)' in out.getvalue()
+    assert "false (warmup.commands are not run)" in out.getvalue()
+
+
 def test_check_config_says_the_same_as_loading_when_something_is_wrong(tmp_path: Path) -> None:
     document = tmp_path / "pools.json5"
     document.write_text(pool("max_worker: 3"))
@@ -465,7 +504,9 @@ def test_the_reference_has_every_field_and_its_default_and_no_other() -> None:
         elif isinstance(default, float):
             expected[path] = f"`{default:g}`"
         else:
-            shown = {None: "null", False: "false"}.get(default) if not isinstance(default, dict) else "{}"
+            shown = "{}" if isinstance(default, dict) else None
+            if default is None or isinstance(default, bool):
+                shown = json.dumps(default)
             if isinstance(default, str):
                 shown = f'"{default}"'
             elif isinstance(default, tuple):

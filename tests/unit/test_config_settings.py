@@ -9,7 +9,7 @@ import pytest
 
 from wrapper.config import parse_config
 from wrapper.pool.limits import PoolLimits, TotalLimits
-from wrapper.pool.settings import PoolSettings, wire_format_of
+from wrapper.pool.settings import PoolSettings, WarmupRules, wire_format_of
 from wrapper.runtime.base import CommandSpec, Language
 from wrapper.worker_protocol.wire_format import WireFormat
 
@@ -24,6 +24,15 @@ FULL = {
         "verification": [{"argv": ["verify"], "timeout_s": 2}],
         "post_job_cleanup": [{"argv": ["clean"]}, {"argv": ["sweep"]}],
         "default_timeout_s": 9,
+        "requests": ["a.rec", "b.rec"],
+        "warmup_batch_size": 7,
+        "preload": False,
+        "precompile": False,
+        "lazy_loading": True,
+        "allow_foreign_requests": True,
+        "target_cold_start_ms": 250,
+        "max_warmup_ms": 1500,
+        "unhealthy_after": 8,
     },
     "lifecycle": {"worker_ttl_seconds": 50, "max_jobs_per_worker": 5, "gc_job_frequency": 2},
     "limits": {
@@ -63,10 +72,21 @@ def test_every_setting_of_a_pool_comes_from_the_document() -> None:
             start_instead_after_s=0.75,
             max_memory_bytes=300 * 1024 * 1024,
             stop_grace_s=3,
+            unhealthy_after=8,
         ),
         language=Language.NODEJS,
         warmup=(CommandSpec(("warm", "up"), 9),),
         verification=(CommandSpec(("verify",), 2),),
+        warmup_rules=WarmupRules(
+            requests=("a.rec", "b.rec"),
+            batch_size=7,
+            preload=False,
+            precompile=False,
+            lazy_loading=True,
+            allow_foreign_requests=True,
+            target_s=0.25,
+            max_s=1.5,
+        ),
         post_job_cleanup=(CommandSpec(("clean",), 9), CommandSpec(("sweep",), 9)),
         gc_command=CommandSpec(("gc",), 4),
         frame_timeout_s=0.5,
@@ -83,6 +103,12 @@ def test_no_setting_is_left_at_its_default_by_that_document() -> None:
         f.name for f in fields(PoolLimits) if getattr(full.limits, f.name) == getattr(PoolLimits(), f.name)
     ]
     assert same == ["worker_ttl_jitter"]  # not a user's business
+    pairs = zip(WarmupRules._fields, full.warmup_rules, WarmupRules(), strict=True)
+    assert [name for name, given, default in pairs if given == default] == []
+
+
+def test_the_defaults_of_a_warm_up_are_those_of_the_pool() -> None:
+    assert settings_of().warmup_rules == WarmupRules()
 
 
 def test_null_switches_a_limit_off() -> None:
@@ -98,8 +124,9 @@ def test_null_switches_a_limit_off() -> None:
 
 
 def test_the_total_limit_reaches_all_pools() -> None:
-    document = '{max_total_workers: 7, pools: [{name: "p", language: "jvm"}]}'
-    assert parse_config(document, "test").total_limits() == TotalLimits(max_workers=7)
+    document = '{max_total_workers: 7, max_concurrent_warmups: 5, pools: [{name: "p", language: "jvm"}]}'
+    expected = TotalLimits(max_workers=7, max_concurrent_warmups=5)
+    assert parse_config(document, "test").total_limits() == expected
 
 
 @pytest.mark.parametrize("written", ["proto", "json"])

@@ -57,6 +57,12 @@ def test_nobody_need_listen() -> None:
     EventBus().publish(STARTED)
 
 
+def test_bytes_are_shown_in_mebibytes_from_one_on() -> None:
+    numbers = {"load_s": 0.03125, "memory_bytes": 126_353_408.0, "left_bytes": 2000.0}
+    event = Event(EventKind.WARMUP_DONE, "java", 1, numbers=numbers)
+    assert str(event) == "warm-up done: pool=java worker=1 load_s=0.03125 memory=120.5MiB left_bytes=2000"
+
+
 def test_an_event_reads_as_one_line() -> None:
     assert str(STARTED) == "worker started: pool=java worker=7 key=javac (pid 12)"
     gc = Event(EventKind.GARBAGE_COLLECTED, "java", numbers={"reclaimed_bytes": 2048, "duration_s": 0.0512})
@@ -70,7 +76,13 @@ def test_every_event_can_be_logged_and_trouble_is_a_warning(
     with caplog.at_level(logging.DEBUG):
         log_events(Event(kind, "java"))
     (record,) = caplog.records
-    trouble = "failed" in kind.value or kind in (EventKind.STRAY_OUTPUT, EventKind.LEFTOVERS_REMOVED)
+    trouble = "failed" in kind.value or kind in (
+        EventKind.STRAY_OUTPUT,
+        EventKind.LEFTOVERS_REMOVED,
+        EventKind.WARMUP_SKIPPED,
+        EventKind.POOL_UNHEALTHY,
+        EventKind.POOL_HEALTHY,  # whoever was woken by the one wants to see the other
+    )
     assert (record.levelno >= logging.WARNING) == trouble
 
 

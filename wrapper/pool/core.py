@@ -29,6 +29,7 @@ from wrapper.pool.core_records import KeyState, PoolState, Registry, Waiter, Wor
 from wrapper.pool.limits import PoolLimits, TotalLimits
 from wrapper.pool.timers import Timers
 from wrapper.pool.wait_queue import WaitQueue, exhausted, overdue
+from wrapper.pool.warmup_queue import Urgency
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import Step, StopReason, WorkerState
 
@@ -61,7 +62,7 @@ class Core:
         self._random_unit = random_unit
         self._queue = WaitQueue()
         self._probing: dict[int, Waiter] = {}
-        self._leased: dict[int, Worker] = {}
+        self._leased: dict[int, tuple[Worker, Waiter]] = {}
         self._ids = itertools.count(1)
         self._timers = Timers()
         self._announced_wake: float | None = None
@@ -101,6 +102,16 @@ class Core:
         """Whether somebody waits for a worker of this key."""
         state = self.registry.keys.get(key)
         return state is not None and state.waiting > 0
+
+    def urgency(self, worker_id: int) -> Urgency:
+        """What this worker, which is not ready yet, is wanted for at this moment."""
+        worker = self.registry.workers.get(worker_id)
+        if worker is None:
+            return Urgency.SPARE
+        if worker.key.waiting:
+            return Urgency.WAITED_FOR
+        spare = worker.replaces is not None or not worker.key.is_minimum
+        return Urgency.SPARE if spare else Urgency.MINIMUM
 
     # ---- callers -----------------------------------------------------------------------------------
 
@@ -181,6 +192,7 @@ class Core:
             if waiter is None:
                 return
             worker = next(reversed(key.open.values()))
+            waiter.cold = worker.ready_at >= waiter.since
             self._queue.remove(waiter)
             self._reserve(worker, waiter, now)
         self._unblock_if_satisfied(key)
@@ -198,7 +210,7 @@ class Core:
     def _grant(self, worker: Worker, waiter: Waiter, now: float) -> None:
         worker.leases[waiter.lease_id] = now
         self.registry.step(worker, Step.LEASE, now)
-        self._leased[waiter.lease_id] = worker
+        self._leased[waiter.lease_id] = (worker, waiter)
         worker.key.pool.counts["grant"] += 1
         self._commands.append(m.Grant(waiter.lease_id, worker.id))
         self._serve(worker.key, now)  # a multiplex worker may have room for the next one
@@ -228,9 +240,10 @@ class Core:
         self._grow(worker.key, now)
 
     def _released(self, event: m.Released, now: float) -> None:
-        worker = self._leased.pop(event.lease_id, None)
-        if worker is None:
+        leased = self._leased.pop(event.lease_id, None)
+        if leased is None:
             return
+        worker, waiter = leased
         since = worker.leases.pop(event.lease_id)
         key, pool = worker.key, worker.key.pool
         worker.last_used_at = now
@@ -242,7 +255,12 @@ class Core:
         if worker.state in _ENDED:
             return
         if event.used and event.problem is None:
-            key.estimates.served(now - since, first=worker.jobs == 1)
+            first = worker.jobs == 1
+            key.estimates.served(now - since, first=first)
+            pool.starts.served(waiter.cold, now - waiter.since)
+            if first:
+                pool.starts.first_served(now - since)
+                self._commands.append(m.TellFirst(worker.id, now - since))
             key.backoff.succeeded()
             worker.closed_to_new = self._is_due(worker)
         if event.problem is not None:
@@ -343,6 +361,8 @@ class Core:
             return
         key, pool = worker.key, worker.key.pool
         key.estimates.started(now - worker.created_at)
+        pool.starts.started(now - worker.created_at)
+        self._started_well(key)
         worker.ready_at = worker.last_used_at = now
         if worker.expires_at is not None:
             self._timers.at(worker.expires_at, lambda at: self._lifetime_over(worker, at))
@@ -360,7 +380,7 @@ class Core:
             return
         key = worker.key
         key.pool.counts["start_failed"] += 1
-        key.backoff.start_failed(now, event.error)
+        self._started_badly(key, event.error, now)
         self.registry.step(worker, Step.START_FAILED, now)
         self._count_stop(worker, StopReason.START_FAILED)
         self._replacement_lost(worker, now)
@@ -373,11 +393,25 @@ class Core:
             return
         key = worker.key
         if worker.state is WorkerState.WARMING:
-            key.backoff.start_failed(now, event.error)
+            self._started_badly(key, event.error, now)
         elif worker.jobs == 0:
             key.backoff.died_before_first_answer(now, event.error)
         self._stop(worker, event.reason, now)
         self._after_failure(key, now)
+
+    def _started_badly(self, key: KeyState, error: WrapperError, now: float) -> None:
+        """A start or a warm-up failed. The pool is unhealthy after some in a row."""
+        key.backoff.start_failed(now, error)
+        key.failed_starts += 1
+        if key.failed_starts == key.pool.limits.unhealthy_after:
+            key.pool.unhealthy_keys.add(key.key)
+            self._commands.append(m.TellHealth(key.key, key.failed_starts, error))
+
+    def _started_well(self, key: KeyState) -> None:
+        failures, key.failed_starts = key.failed_starts, 0
+        if key.key in key.pool.unhealthy_keys:
+            key.pool.unhealthy_keys.discard(key.key)
+            self._commands.append(m.TellHealth(key.key, failures, None))
 
     def _after_failure(self, key: KeyState, now: float) -> None:
         refusal = key.backoff.refusal(now)
@@ -457,6 +491,8 @@ class Core:
         """Start one more worker for a key with waiters, if that is worth it and there is room."""
         if not key.waiting or key.starting or key.pool.draining:
             return
+        if key.waiting <= key.warming * key.pool.limits.max_requests_per_worker_at_once:
+            return  # a long warm-up must not make one request start worker after worker
         if not key.serving:
             refusal = key.backoff.refusal(now)
             if refusal is not None:
@@ -607,6 +643,7 @@ class Core:
         for key, state in list(self.registry.keys.items()):
             if state.unused and not state.waiters:
                 del self.registry.keys[key]
+                state.pool.unhealthy_keys.discard(key)
                 if len(self.registry.keys) <= MAX_IDLE_KEYS:
                     return
 

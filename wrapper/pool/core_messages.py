@@ -172,4 +172,19 @@ class WakeAt(NamedTuple):
     at: float
 
 
-Command = Start | Warm | Probe | Grant | Refuse | Clean | Stop | WakeAt
+class TellHealth(NamedTuple):
+    """Say that workers of this key cannot be started (`error`), or can again (None)."""
+
+    key: WorkerKey
+    failures: int
+    error: WrapperError | None
+
+
+class TellFirst(NamedTuple):
+    """Say how long a worker's first request took."""
+
+    worker_id: int
+    latency_s: float
+
+
+Command = Start | Warm | Probe | Grant | Refuse | Clean | Stop | WakeAt | TellHealth | TellFirst

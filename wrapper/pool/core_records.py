@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from wrapper.pool.backoff import StartBackoff
 from wrapper.pool.estimates import Estimates
 from wrapper.pool.limits import PoolLimits
+from wrapper.pool.start_statistics import StartRecorder
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import (
     SERVING_STATES,
@@ -38,6 +39,8 @@ class Waiter:
     """False once it was answered or took itself back: the queue drops it when it comes by."""
     gone: bool = False
     """Its caller left while a probe was under way for it."""
+    cold: bool = False
+    """It was given a worker that was not ready when it asked."""
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +92,7 @@ class KeyState:
     waiters: deque[Waiter] = field(default_factory=deque)
     waiting: int = 0
     starting: int = 0
+    warming: int = 0
     serving: int = 0
     backoff: StartBackoff = field(default_factory=StartBackoff)
     estimates: Estimates = field(default_factory=Estimates)
@@ -96,6 +100,8 @@ class KeyState:
     """When a worker of this key was last started or became ready."""
     is_multiplex: bool = False
     """A worker can have several leases."""
+    failed_starts: int = 0
+    """Starts and warm-ups that failed since a worker of this key last became ready."""
     is_minimum: bool = False
     """The key of the pool's own `worker_command`, of which a minimum is kept."""
 
@@ -134,6 +140,14 @@ class PoolState:
     counts: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     stops: dict[StopReason, int] = field(default_factory=dict)
     states: dict[WorkerState, int] = field(default_factory=lambda: dict.fromkeys(WorkerState, 0))
+    starts: StartRecorder = field(default_factory=StartRecorder)
+    unhealthy_keys: set[WorkerKey] = field(default_factory=set)
+    """Keys whose last `limits.unhealthy_after` starts or more have all failed."""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether workers of all its keys can be started, as far as that was tried."""
+        return not self.unhealthy_keys
 
 
 class Registry:
@@ -200,6 +214,7 @@ class Registry:
         key, pool = worker.key, worker.key.pool
         key.serving += (new in SERVING_STATES) - (old in SERVING_STATES)
         key.starting -= old is WorkerState.STARTING
+        key.warming += (new is WorkerState.WARMING) - (old is WorkerState.WARMING)
         if new is WorkerState.STOPPING:
             pool.stopping += 1
             self.stopping += 1

@@ -75,7 +75,7 @@ class Housekeeping:
                     return StopReason.UNCLEAN
                 await asyncio.sleep(CLEANING_BACKOFF_S * attempt**2)
         if collect_garbage or self._uses_too_much_memory():
-            await self._collect_garbage()
+            await self.collect_garbage()
             if self._uses_too_much_memory():
                 return StopReason.MEMORY
             if self._growth.is_leak:
@@ -103,7 +103,8 @@ class Housekeeping:
                 tail = result.output[-500:].decode("utf-8", "replace")
                 raise RuntimeUnavailable(f"post_job_cleanup {command.argv!r}: {how}: {tail}")
 
-    async def _collect_garbage(self) -> None:
+    async def collect_garbage(self) -> None:
+        """Make the worker collect its garbage, and tell what came of it."""
         try:
             report = await self._process.collect_garbage()
         except WrapperError as error:

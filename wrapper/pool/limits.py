@@ -32,6 +32,8 @@ class PoolLimits:
     """A worker with more resident memory than this after a garbage collection is retired."""
     stop_grace_s: float = 5.0
     """Between SIGTERM and SIGKILL."""
+    unhealthy_after: int = 3
+    """So many starts or warm-ups of one key that failed in a row make the pool unhealthy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +41,5 @@ class TotalLimits:
     """Limits over all pools of one process."""
 
     max_workers: int | None = None
+    max_concurrent_warmups: int | None = None
+    """Workers between start and ready at a time; None: as fits the number of processors."""

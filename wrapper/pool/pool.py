@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from wrapper.clock import precise_clock
@@ -20,45 +19,30 @@ from wrapper.execroot.worker_execroot import WorkerExecroot
 from wrapper.pool import core_messages as m
 from wrapper.pool.core import Core
 from wrapper.pool.core_records import PoolState
-from wrapper.pool.health import problem_before_lease
 from wrapper.pool.housekeeping import Housekeeping
 from wrapper.pool.lease import Lease
 from wrapper.pool.limits import TotalLimits
+from wrapper.pool.live_worker import LiveWorker, StartTimes
 from wrapper.pool.settings import PoolSettings, wire_format_of
+from wrapper.pool.warmup import Places, Warmup, Warmups
+from wrapper.pool.warmup_queue import WarmupQueue
 from wrapper.pool.worker_connection import WorkerConnection
 from wrapper.pool.worker_key import ToolFingerprint, WorkerKey
-from wrapper.pool.worker_states import StopReason
-from wrapper.runtime.base import CommandSpec, Runtime, WorkerProcess, WorkerSpec
+from wrapper.pool.worker_states import StopReason, WarmupFailed
+from wrapper.runtime.base import Runtime, WorkerSpec
 from wrapper.worker_protocol.exchange import WorkerExchange
 
 OnLease = Callable[[Lease | WrapperError], None]
 """Called once, from the event loop, perhaps before `ask` returns. Must not raise."""
 
-CANCELLED_GRACE_S = 0.5
-"""The asker of a cancelled request waits until its worker is gone."""
-
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False)
-class _LiveWorker:
-    """What the shell holds of one worker."""
-
-    key: WorkerKey
-    settings: PoolSettings
-    fingerprint: ToolFingerprint
-    execroot: WorkerExecroot | None = None
-    process: WorkerProcess | None = None
-    connection: WorkerConnection | None = None
-    housekeeping: Housekeeping | None = None
-    task: asyncio.Task[None] | None = None
-    """Starting, warming or cleaning it: ended before it is stopped."""
-    reason: StopReason | None = None
-    watchers: list[Callable[[], None]] = field(default_factory=list)
-
-
 class WorkerPool:
-    """Warm workers of several pools. All methods belong to the event loop's thread."""
+    """Warm workers of several pools. All methods belong to the event loop's thread.
+
+    Raises ConfigError if a record file (`warmup.requests`) is not in order.
+    """
 
     def __init__(
         self,
@@ -72,10 +56,12 @@ class WorkerPool:
         self._now = precise_clock()
         self.events = events or EventBus()
         self._settings = dict(settings)
+        self._warmups = Warmups(settings)
+        self._places = Places(total.max_concurrent_warmups if total is not None else None)
         self._runtimes = dict(runtimes)
         limits = {name: pool.limits for name, pool in settings.items()}
         self._core = Core(limits, total or TotalLimits(), minimum_keys=minimum_keys)
-        self._workers: dict[int, _LiveWorker] = {}
+        self._workers: dict[int, LiveWorker] = {}
         self._waiters: dict[int, OnLease] = {}
         self._last_lease_id = 0
         self._inbox: deque[m.Event] = deque()
@@ -93,6 +79,8 @@ class WorkerPool:
             m.Clean: self._on_clean,
             m.Stop: self._on_stop,
             m.WakeAt: self._on_wake_at,
+            m.TellHealth: self._on_tell_health,
+            m.TellFirst: self._on_tell_first,
         }
 
     # ---- for those who want a worker -----------------------------------------------------------------
@@ -137,7 +125,7 @@ class WorkerPool:
         deadline = None if timeout_s is None else self._now() + timeout_s
         self._waiters[lease_id] = on_lease
         candidate = self._core.candidate(key)
-        probed = candidate if candidate and self._problem(candidate) is None else 0
+        probed = candidate if candidate and self._workers[candidate].problem() is None else 0
         self._feed(m.Acquire(lease_id, key, deadline, probed))
         return lease_id
 
@@ -153,6 +141,11 @@ class WorkerPool:
     def pool_states(self) -> Mapping[str, PoolState]:
         """The core's books, to read."""
         return self._core.registry.pools
+
+    @property
+    def warmups(self) -> WarmupQueue:
+        """Which workers are between start and ready, and which wait for that: to read."""
+        return self._places.queue
 
     async def wait_until_clean(self, worker_id: int) -> None:
         """Until the worker is not being cleaned (or stopped for it). Raises WorkerDied if it was stopped."""
@@ -205,10 +198,11 @@ class WorkerPool:
         await self._until_empty(lambda _worker: True)
         if self._timer is not None:
             self._timer.cancel()
+        self._warmups.close()
         for runtime in set(self._runtimes.values()):
             await runtime.close()
 
-    async def _until_empty(self, counts: Callable[[_LiveWorker], bool]) -> None:
+    async def _until_empty(self, counts: Callable[[LiveWorker], bool]) -> None:
         while any(counts(worker) for worker in self._workers.values()):
             self._empty.clear()
             await self._empty.wait()
@@ -254,44 +248,27 @@ class WorkerPool:
             self._feed(m.Released(lease_id, used, problem))
             return
         # The usual case is looked at here: nothing to clean, and perhaps somebody waiting.
-        clean = self._is_clean(worker_id, worker)
-        probed = clean and self._core.is_waited_for(worker.key) and self._problem(worker_id) is None
+        clean = worker.is_clean()
+        probed = clean and self._core.is_waited_for(worker.key) and worker.problem() is None
         self._feed(m.Released(lease_id, used, problem, clean, probed))
 
     def _on_probe(self, command: m.Probe) -> None:
-        problem = self._problem(command.worker_id)
+        problem = self._workers[command.worker_id].problem()
         self._inbox.append(m.ProbeDone(command.worker_id, command.lease_id, problem))
-
-    def _problem(self, worker_id: int) -> StopReason | None:
-        """Why this worker must not take a lease now."""
-        worker = self._workers[worker_id]
-        if worker.connection is None or worker.reason is not None:
-            return StopReason.CRASH
-        try:
-            return problem_before_lease(worker.connection, worker.fingerprint)
-        except Exception:  # noqa: BLE001 - a worker that cannot be looked at is not healthy
-            _log.exception("probing worker %d failed", worker_id)
-            return StopReason.UNHEALTHY
-
-    @staticmethod
-    def _is_clean(worker_id: int, worker: _LiveWorker) -> bool:
-        try:
-            return worker.housekeeping is not None and worker.housekeeping.is_clean_already()
-        except Exception:  # noqa: BLE001 - the thorough cleaning will say whether it matters
-            _log.exception("looking at worker %d after its request failed", worker_id)
-            return False
 
     # ---- a worker's life -----------------------------------------------------------------------------
 
     def _on_start(self, command: m.Start) -> None:
-        key = command.key
-        worker = self._workers[command.worker_id] = _LiveWorker(
-            key, self._settings[key.pool], ToolFingerprint.of(key.argv, key.cwd)
-        )
-        worker.task = self._spawn(self._start(command.worker_id, worker), f"start worker {command.worker_id}")
+        worker_id, key = command.worker_id, command.key
+        fingerprint, times = ToolFingerprint.of(key.argv, key.cwd), StartTimes(self._now())
+        worker = LiveWorker(worker_id, key, self._settings[key.pool], fingerprint, times)
+        self._workers[worker_id] = worker
+        worker.task = self._spawn(self._start(worker_id, worker), f"start worker {worker_id}")
 
-    async def _start(self, worker_id: int, worker: _LiveWorker) -> None:
+    async def _start(self, worker_id: int, worker: LiveWorker) -> None:
         key, settings = worker.key, worker.settings
+        await self._places.take(worker_id, key.pool, lambda: self._core.urgency(worker_id))
+        worker.times.begun = self._now()
         try:
             if key.own_execroot:
                 worker.execroot = WorkerExecroot.make(key.cwd, worker_id)
@@ -315,6 +292,7 @@ class WorkerPool:
         except Exception as error:  # noqa: BLE001 - whatever it is, the slot must not be lost
             self._start_failed(worker_id, worker, WorkerStartFailed(f"cannot start {key.label}: {error!r}"))
             return
+        worker.times.loaded = self._now()
         exchange = WorkerExchange(
             wire_format_of(key.protocol), multiplex=key.multiplex, max_frame_bytes=settings.max_frame_bytes
         )
@@ -335,7 +313,7 @@ class WorkerPool:
         self._publish(EventKind.WORKER_STARTED, worker_id, f"pid {worker.process.pid}")
         self._feed(m.Started(worker_id))
 
-    def _start_failed(self, worker_id: int, worker: _LiveWorker, error: WrapperError) -> None:
+    def _start_failed(self, worker_id: int, worker: LiveWorker, error: WrapperError) -> None:
         if worker.execroot is not None:
             worker.execroot.remove()
         self._publish(EventKind.WORKER_START_FAILED, worker_id, error.message)
@@ -343,40 +321,50 @@ class WorkerPool:
         self._feed(m.StartFailed(worker_id, error))
 
     def _on_warm(self, command: m.Warm) -> None:
-        worker = self._workers[command.worker_id]
-        commands = (*worker.settings.warmup, *worker.settings.verification)
-        if not commands:
-            self._publish(EventKind.WORKER_READY, command.worker_id)
-            self._inbox.append(m.Warmed(command.worker_id))
+        worker_id = command.worker_id
+        worker = self._workers[worker_id]
+        if self._warmups.has_nothing_to_do(worker.key, worker.settings):
+            self._ready(worker_id, worker)
             return
-        worker.task = self._spawn(
-            self._warm(command.worker_id, worker, commands), f"warm worker {command.worker_id}"
-        )
+        worker.task = self._spawn(self._warm(worker_id, worker), f"warm worker {worker_id}")
 
-    async def _warm(self, worker_id: int, worker: _LiveWorker, commands: tuple[CommandSpec, ...]) -> None:
-        assert worker.process is not None  # noqa: S101 - it was started
-        for command in commands:
-            try:
-                result = await worker.process.run(command)
-            except WrapperError as error:
-                self._feed(m.Exited(worker_id, StopReason.WARMUP_FAILED, error))
-                return
-            if not result.ok:
-                how = "timed out" if result.returncode is None else f"exit code {result.returncode}"
-                message = f"warm-up of {worker.key.label}: {list(command.argv)} {how}"
-                failed = WorkerStartFailed(message, stderr_tail=result.output)
-                self._publish(EventKind.WORKER_START_FAILED, worker_id, failed.report())
-                self._feed(m.Exited(worker_id, StopReason.WARMUP_FAILED, failed))
-                return
-        self._publish(EventKind.WORKER_READY, worker_id)
+    async def _warm(self, worker_id: int, worker: LiveWorker) -> None:
+        warmup = Warmup(
+            worker,
+            now=self._now,
+            is_waited_for=lambda: self._core.is_waited_for(worker.key),
+            publish=lambda kind, detail, numbers: self._publish(kind, worker_id, detail, numbers),
+        )
+        try:
+            await warmup.run(self._warmups)
+        except WarmupFailed as failed:
+            self._publish(EventKind.WORKER_START_FAILED, worker_id, failed.error.report())
+            self._feed(m.Exited(worker_id, failed.reason, failed.error))
+        else:
+            self._ready(worker_id, worker)
+
+    def _ready(self, worker_id: int, worker: LiveWorker) -> None:
+        self._places.free(worker_id)
+        self._publish(EventKind.WORKER_READY, worker_id, "", worker.times.numbers(self._now()))
         self._feed(m.Warmed(worker_id))
+
+    def _on_tell_health(self, command: m.TellHealth) -> None:
+        kind, detail = EventKind.POOL_HEALTHY, f"after {command.failures} starts that failed"
+        if command.error is not None:
+            kind = EventKind.POOL_UNHEALTHY
+            detail = f"{command.failures} starts in a row failed: {command.error.report()}"
+        self.events.publish(Event(kind, command.key.pool, 0, command.key.label, detail))
+
+    def _on_tell_first(self, command: m.TellFirst) -> None:
+        numbers = {"first_request_s": command.latency_s}
+        self._publish(EventKind.FIRST_REQUEST, command.worker_id, "", numbers)
 
     def _on_clean(self, command: m.Clean) -> None:
         worker = self._workers[command.worker_id]
         housekeeping = worker.housekeeping
         assert housekeeping is not None  # noqa: S101 - it has served
         collects = command.collect_garbage and housekeeping.collects_garbage
-        if not collects and self._is_clean(command.worker_id, worker):
+        if not collects and worker.is_clean():
             self._inbox.append(m.Cleaned(command.worker_id))
             return
         worker.task = self._spawn(
@@ -398,15 +386,16 @@ class WorkerPool:
         self._publish(EventKind.WORKER_STOPPING, command.worker_id, command.reason.value)
         self._spawn(self._stop(command.worker_id, worker), f"stop worker {command.worker_id}")
 
-    async def _stop(self, worker_id: int, worker: _LiveWorker) -> None:
+    async def _stop(self, worker_id: int, worker: LiveWorker) -> None:
         try:
             if worker.task is not None and not worker.task.done():
                 worker.task.cancel()
                 await asyncio.wait([worker.task])
+            self._places.free(worker_id)
             if worker.connection is not None:
                 worker.connection.close()
             if worker.process is not None:
-                await worker.process.stop(_grace_s(worker))
+                await worker.process.stop(worker.grace_s())
         except RuntimeUnavailable as error:
             _log.error("stopping worker %d: %s", worker_id, error)
         finally:
@@ -418,6 +407,7 @@ class WorkerPool:
 
     def _forget(self, worker_id: int) -> None:
         worker = self._workers.pop(worker_id)
+        self._places.free(worker_id)
         for watcher in worker.watchers:
             watcher()
         self._empty.set()
@@ -439,11 +429,3 @@ class WorkerPool:
         worker = self._workers.get(worker_id)
         pool, label = (worker.key.pool, worker.key.label) if worker is not None else ("", "")
         self.events.publish(Event(kind, pool, worker_id, label, detail, numbers or {}))
-
-
-def _grace_s(worker: _LiveWorker) -> float:
-    """A worker that died or talks nonsense gets no time for tidying up, a cancelled one gets little."""
-    grace_s = worker.settings.limits.stop_grace_s
-    if worker.reason in (StopReason.CRASH, StopReason.PROTOCOL_ERROR):
-        return 0.0
-    return min(grace_s, CANCELLED_GRACE_S) if worker.reason is StopReason.CANCELLED else grace_s

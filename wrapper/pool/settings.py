@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from wrapper.pool.limits import PoolLimits
 from wrapper.runtime.base import CommandSpec, Language
@@ -14,6 +15,26 @@ SETTLE_S = 0.002
 Only silence tells a second answer of such a tool from the first one to the next request."""
 
 
+class WarmupRules(NamedTuple):
+    """How a pool's new workers are made ready, beside the commands."""
+
+    requests: tuple[str, ...] = ()
+    """Record files, whose requests prime a worker."""
+    batch_size: int = 10
+    preload: bool = True
+    """Run the warm-up commands."""
+    precompile: bool = True
+    """Prime with `requests`."""
+    lazy_loading: bool = False
+    """No preloading and priming while a request waits for the worker."""
+    allow_foreign_requests: bool = False
+    """Prime with requests of another trust domain, too."""
+    target_s: float = 0.1
+    """From asking for the start to ready: only reported."""
+    max_s: float = 5.0
+    """Of everything after the start: what is over then is left out. Verification is not."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
     name: str
@@ -22,6 +43,7 @@ class PoolSettings:
     warmup: tuple[CommandSpec, ...] = ()
     """Run in order beside a new worker before it takes its first lease; then `verification`."""
     verification: tuple[CommandSpec, ...] = ()
+    warmup_rules: WarmupRules = WarmupRules()  # noqa: RUF009 - a tuple
     post_job_cleanup: tuple[CommandSpec, ...] = ()
     """Run in order after each job, when its caller already has its answer."""
     gc_command: CommandSpec | None = None

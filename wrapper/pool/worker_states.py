@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from wrapper.errors import WrapperError
+
 
 class WorkerState(Enum):
     __hash__ = object.__hash__  # the default is a Python function, and states are looked up for every step
@@ -98,6 +100,15 @@ TRANSITIONS: dict[WorkerState, dict[Step, WorkerState]] = {
 LIVE_STATES = frozenset(_S) - {_S.STOPPING, _S.STOPPED}
 SERVING_STATES = frozenset({_S.WARMING, _S.IDLE, _S.RESERVED, _S.LEASED, _S.COOLING})
 """States from which a worker will take a lease again without anybody starting anything."""
+
+
+class WarmupFailed(Exception):
+    """A worker could not be made ready, and must be stopped."""
+
+    def __init__(self, reason: StopReason, error: WrapperError) -> None:
+        super().__init__(error.message)
+        self.reason = reason
+        self.error = error
 
 
 class IllegalStep(Exception):

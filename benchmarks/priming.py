@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""What priming gains: the first real request of a new JVM worker, against the same request when it is warm.
+
+    .venv/bin/python benchmarks/priming.py [--requests 0,1,5,20,50] [--rounds N] [--json FILE]
+
+The example's Java worker (C1, serial GC) compiles the example's own sources. Requests are recorded as
+`nativelink_worker_wrapper record` does it, a worker is primed with so many of them, and then compiles a
+source that is not among them; its steady state is the median of the last of many runs of that request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "examples" / "java-persistent-worker"))
+
+import demo_input  # noqa: E402
+
+from wrapper.errors import WrapperError  # noqa: E402
+from wrapper.events import Event, EventKind  # noqa: E402
+from wrapper.pool.limits import PoolLimits  # noqa: E402
+from wrapper.pool.pool import WorkerPool  # noqa: E402
+from wrapper.pool.settings import PoolSettings, WarmupRules  # noqa: E402
+from wrapper.pool.worker_key import WorkerKey  # noqa: E402
+from wrapper.record import Recorder  # noqa: E402
+from wrapper.runtime.base import Language  # noqa: E402
+from wrapper.runtime.local_process import LocalProcessRuntime  # noqa: E402
+from wrapper.worker_protocol.messages import WorkRequest  # noqa: E402
+
+JVM_FLAGS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+MAX_PRIMED = 50
+WARM_RUNS = 150
+STEADY_RUNS = 30
+TARGET_RATIO = 1.3
+
+
+class Tool:
+    """The worker, its requests, and the record file of some of them."""
+
+    def __init__(self, folder: Path, tool_argv: tuple[str, ...] | None = None) -> None:
+        demo_input.CACHE.mkdir(parents=True, exist_ok=True)
+        jdk = demo_input.find_jdk()
+        jar = demo_input.worker_jar(jdk)
+        self.argv = tool_argv or (jdk.java, *JVM_FLAGS, "-jar", str(jar), "--persistent_worker")
+        made = demo_input.prepare("own", MAX_PRIMED + 1, jdk, lambda _text: None)
+        self.inputs = made.folder
+        self.folder = folder
+        *self.recorded, self.measured = made.actions[: MAX_PRIMED + 1]
+
+    def request(self, action: demo_input.Action) -> WorkRequest:
+        return WorkRequest.of(arguments=[word.encode() for word in (*action.arguments, "-d", "out")])
+
+    def record(self, count: int) -> str:
+        """A record file with so many requests."""
+        path = str(self.folder / f"{count}.rec")
+        recorder = Recorder(
+            path,
+            tool="javac",
+            trust_domain="",
+            max_requests=count,
+            max_bytes=1 << 30,
+            cwd=str(self.inputs),
+        )
+        for action in self.recorded[:count]:
+            recorder.accepted(self.request(action))
+        recorder.ended()
+        return path
+
+
+async def compile_once(pool: WorkerPool, key: WorkerKey, tool: Tool) -> float:
+    """Seconds of one real request, from sending to the answer, in a sandbox as a host makes it."""
+    lease = await pool.acquire(key)
+    sandbox = Path(key.cwd) / "__sandbox" / str(lease.lease_id)
+    shutil.copytree(tool.inputs, sandbox)
+    try:
+        assert lease.execroot is not None
+        staged = lease.execroot.stage(os.fsencode(sandbox.relative_to(key.cwd)))
+        began = time.perf_counter()
+        answer = await lease.execute(tool.request(tool.measured))
+        took_s = time.perf_counter() - began
+        staged.collect()
+        if answer.pb.exit_code:
+            raise SystemExit(answer.pb.output.decode())
+    finally:
+        lease.release()
+        shutil.rmtree(sandbox)
+    return took_s
+
+
+async def measure(tool: Tool, count: int) -> dict[str, float]:
+    """One worker, primed with so many requests: its first real request, its steady state, its warm-up."""
+    rules = WarmupRules(requests=(tool.record(count),) if count else (), max_s=600.0)
+    settings = PoolSettings("p", PoolLimits(max_jobs_per_worker=None), Language.JVM, warmup_rules=rules)
+    host = tool.folder / f"host-{count}"
+    host.mkdir(exist_ok=True)
+    pool = WorkerPool({"p": settings}, {"p": LocalProcessRuntime()})
+    done: list[Event] = []
+    pool.events.subscribe(lambda event: done.append(event) if event.kind is EventKind.WARMUP_DONE else None)
+    environment = tuple(sorted((name, os.environ[name]) for name in ("PATH", "HOME") if name in os.environ))
+    key = WorkerKey("p", tool.argv, str(host), env=environment, own_execroot=True)
+    try:
+        first_s = await compile_once(pool, key, tool)
+        warm = [await compile_once(pool, key, tool) for _ in range(WARM_RUNS)]
+    finally:
+        await pool.close()
+    numbers = done[0].numbers if done else {}
+    if numbers.get("primed_failed"):
+        raise SystemExit(f"{numbers['primed_failed']:.0f} recorded requests failed")
+    return {
+        "first_s": first_s,
+        "steady_s": statistics.median(warm[-STEADY_RUNS:]),
+        "primed": numbers.get("primed", 0.0),
+        "prime_s": numbers.get("prime_s", 0.0),
+        "gc_s": numbers.get("gc_s", 0.0),
+        "memory_bytes": numbers.get("memory_bytes", 0.0),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="priming", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--requests", default="0,1,5,20,50", metavar="LIST", help="recorded requests a worker"
+    )
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="workers for each number")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    given = parser.parse_args()
+    counts = [int(text) for text in given.requests.split(",")]
+    rounds: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tool = Tool(Path(folder))
+            for _ in range(given.rounds):
+                for count in counts:
+                    rounds[count].append(asyncio.run(measure(tool, count)))
+        except (WrapperError, demo_input.DemoError) as error:
+            print(f"priming: {error}", file=sys.stderr)
+            return 1
+    print("primed   first ms   steady ms   ratio   priming s   gc ms   (medians)")
+    rows = []
+    for count in counts:
+        median = {name: statistics.median(f[name] for f in rounds[count]) for name in rounds[count][0]}
+        # Each worker against itself: whoever else uses the machine slows both.
+        ratio = statistics.median(f["first_s"] / f["steady_s"] for f in rounds[count])
+        rows.append({"requests": count, "ratio": ratio, **median})
+        print(
+            f"{median['primed']:6.0f} {median['first_s'] * 1000:10.1f} {median['steady_s'] * 1000:11.1f}"
+            f" {ratio:7.2f} {median['prime_s']:11.2f} {median['gc_s'] * 1000:7.0f}"
+        )
+    print(f"wanted: a ratio of at most {TARGET_RATIO} with {MAX_PRIMED}")
+    if given.json:
+        given.json.write_text(json.dumps(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
