@@ -36,7 +36,13 @@ find_python() {
 }
 
 # What is installed now is named by a stamp; another one means: install again. A run with `dev` serves one without.
-inputs=$(cat "$repository/pyproject.toml" "$repository"/requirements/*.txt | cksum)
+# The compiler belongs to it: once there is one, what was left out for want of it is built.
+inputs=$(
+  {
+    cat "$repository"/{pyproject.toml,setup.py,MANIFEST.in} "$repository"/requirements/*.txt "$repository"/native/*.c
+    command -v "${CC:-cc}" || true
+  } | cksum
+)
 stamp_of() { printf '%s%s' "$inputs" "${1:+ $1}"; }
 installed=$(cat "$venv/.bootstrap-stamp" 2>/dev/null || true)
 if [ -x "$venv/bin/python" ] && new_enough "$venv/bin/python"; then

@@ -242,7 +242,8 @@ def test_what_is_pinned_fits_the_ranges_and_both_pin_files_agree() -> None:
         assert all(f"{package}==" in text for package in pins[name])
         assert text.count("--hash=sha256:") >= len(pins[name])
     assert pins["run"].items() <= pins["dev"].items()
-    wanted = {"run": project["dependencies"], "dev": project["optional-dependencies"]["dev"]}
+    extras = project["optional-dependencies"]
+    wanted = {"run": project["dependencies"], "dev": [*extras["dev"], *extras["cri"]]}
     for name, ranges in wanted.items():
         for requirement in map(Requirement, ranges):
             pinned = pins[name].get(requirement.name)
