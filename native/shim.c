@@ -21,7 +21,6 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
 enum { EXIT_SHIM = 125, EXIT_NOT_STARTED = 127 };
 static char *default_path[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", NULL};
 
