@@ -5,7 +5,7 @@ Each message is a list of (field number, value); the numbers are those of the CR
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import grpc
@@ -43,9 +43,9 @@ def decode(data: bytes) -> dict[int, list[Any]]:
     return fields
 
 
-def _read_only(path: str) -> Field:
-    """A mount of a container's: a path of the host at the same place."""
-    return (7, [(1, path), (2, path), (3, 1)])
+def _read_only(path: str, place: str) -> Field:
+    """A mount of a container's configuration."""
+    return (7, [(1, place), (2, path), (3, 1)])
 
 
 def _varint(value: int) -> bytes:
@@ -103,16 +103,25 @@ class RawCri:
         command: Sequence[str],
         *,
         mounts: Sequence[str] = (),
+        mounts_at: Mapping[str, str] | None = None,
         memory_bytes: int = 0,
+        hardened: bool = False,
     ) -> str:
-        """Create and start a container as user 1000 with read-only mounts of the host's; returns its id."""
+        """Create and start a container as user 1000; returns its id.
+
+        Mounts are read-only: paths of the host at the same place, and places to paths of the host. Hardened
+        is: a pid namespace of its own, a read-only root, no capability, no new privileges.
+        """
         resources: Message = [(4, memory_bytes)]
-        security: Message = [(5, [(1, 1000)]), (11, 1)]
+        security: Message = [(5, [(1, 1000)])]
+        if hardened:
+            security += [(1, [(2, "ALL")]), (3, [(2, 1)]), (7, 1), (11, 1)]
+        places = {path: path for path in mounts} | dict(mounts_at or {})
         config: Message = [
             (1, [(1, "worker")]),
             (2, [(1, image)]),
             *[(3, word) for word in command],
-            *[_read_only(path) for path in mounts],
+            *[_read_only(path, place) for place, path in places.items()],
             (15, [(1, resources), (2, security)]),
         ]
         request: Message = [(1, pod[0]), (2, config), (3, pod[1])]

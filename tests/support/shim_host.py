@@ -72,6 +72,10 @@ class ShimHost:
             argv, env=env, pass_fds=tuple(self.pass_fds), stdin=subprocess.DEVNULL, stderr=self._own_stderr
         )
         self._processes.append(self.process)
+        self.connected()
+
+    def connected(self) -> None:
+        """Take the status connection, of a shim that somebody else may have started."""
         self.status = self._accept()
 
     def started(self) -> None:
@@ -97,10 +101,13 @@ class ShimHost:
 
     def end(self) -> tuple[int, int]:
         """How the worker ended by what the shim tells (negative: a signal), and the shim's own exit code."""
+        return self.worker_end(), self.process.wait(PATIENCE_S)
+
+    def worker_end(self) -> int:
+        """How the worker ended by what the shim tells; negative: a signal."""
         told = self.read_status(5)
         assert told[:1] == b"X", told
-        status = os.waitstatus_to_exitcode(struct.unpack("=i", told[1:])[0])
-        return status, self.process.wait(PATIENCE_S)
+        return os.waitstatus_to_exitcode(struct.unpack("=i", told[1:])[0])
 
     def exchange(self, frame: bytes) -> bytes:
         """Send a frame and read as much back, both at the same time: neither side has to hold it all."""
