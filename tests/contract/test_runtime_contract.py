@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import pytest
 
 from tests.fakes.fake_runtime import FakeRuntime, Script
+from tests.support.cri import cri_settings
+from tests.support.engine import PrivateContainerd
 from tests.support.loop import eventually, run_async, run_virtual
 from wrapper.errors import RuntimeUnavailable, WorkerStartFailed
 from wrapper.runtime.base import (
@@ -25,6 +27,7 @@ from wrapper.runtime.base import (
     WorkerProcess,
     WorkerSpec,
 )
+from wrapper.runtime.cri_container import CriRuntime
 from wrapper.runtime.local_process import LocalProcessRuntime
 
 # A tool that repeats its input; each line of its input may ask for something else.
@@ -100,8 +103,28 @@ class ProcessKind:
         return WorkerSpec("process", argv, {}, str(self._tmp_path), Language.CUSTOM)
 
 
-@pytest.fixture(params=["fake", "process"])
+class CriKind:
+    def __init__(self, engine: PrivateContainerd, tmp_path: Path) -> None:
+        self._engine = engine
+        self._tmp_path = tmp_path
+
+    def run(self, main: Coroutine[Any, Any, None]) -> None:
+        run_async(main)
+
+    def runtime(self) -> Runtime:
+        return CriRuntime(cri_settings(self._engine, self._tmp_path))
+
+    def spec(self, *flags: str) -> WorkerSpec:
+        argv = ("/usr/bin/python3", "-I", "-S", "-c", TOOL, *flags)
+        if "missing" in flags:
+            argv = ("/nowhere/missing",)
+        return WorkerSpec("cri", argv, {}, "/")
+
+
+@pytest.fixture(params=["fake", "process", pytest.param("cri", marks=pytest.mark.engine)])
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    if request.param == "cri":
+        return CriKind(request.getfixturevalue("engine"), tmp_path)
     return FakeKind() if request.param == "fake" else ProcessKind(tmp_path)
 
 
@@ -156,7 +179,7 @@ def test_a_missing_program_is_a_failed_start_that_leaves_nothing(kind: Kind) -> 
         with pytest.raises(WorkerStartFailed, match="missing"):
             await runtime.start(
                 kind.spec("missing")
-                if isinstance(kind, ProcessKind)
+                if not isinstance(kind, FakeKind)
                 else WorkerSpec("x", ("missing",), {}, "/")
             )
         await runtime.close()

@@ -42,13 +42,24 @@ class CommandResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """Something of the node that a worker in a container sees. A plain process sees everything anyway."""
+
+    host_path: str
+    path: str
+    """Where the worker sees it."""
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """All that is needed to start one worker.
 
     `argv[0]` is the program; without a slash it is looked up on PATH of `env`, else of our own
     environment, else on a default path (Bazel gives workers no PATH). `env` is the worker's whole
     environment, to which the runtime adds TMPDIR and what garbage collection needs. `cwd` is an
-    absolute path. `gc_command`, if given, replaces the built-in way to collect garbage.
+    absolute path, as the worker sees it. `gc_command`, if given, replaces the built-in way to collect
+    garbage.
     """
 
     name: str
@@ -57,6 +68,7 @@ class WorkerSpec:
     cwd: str
     language: Language = Language.CUSTOM
     gc_command: CommandSpec | None = None
+    mounts: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +116,18 @@ class WorkerProcess(Protocol):
 
     spec: WorkerSpec
     pid: int
-    stdin_fd: int
-    """Non-blocking; the pool writes frames to it. The runtime closes it in `stop`."""
-    stdout_fd: int
-    """Non-blocking; the pool reads frames from it. The runtime closes it in `stop`."""
     has_garbage: bool
     """Whether there is any way to make this worker collect garbage; False: `collect_garbage` gives None."""
     exited: asyncio.Future[ExitStatus]
     """Done when the main process is dead, however it died; never cancelled by the runtime."""
+
+    @property
+    def stdin_fd(self) -> int:
+        """Non-blocking; the pool writes frames to it. The runtime closes it in `stop`; then it is -1."""
+
+    @property
+    def stdout_fd(self) -> int:
+        """Non-blocking; the pool reads frames from it. The runtime closes it in `stop`; then it is -1."""
 
     def first_request_sent(self) -> None:
         """The first bytes of the first request are in the pipe.

@@ -47,6 +47,7 @@ class EngineError(RuntimeUnavailable):
         super().__init__(message)
         self.details = details
         self.is_gone = code is grpc.StatusCode.NOT_FOUND
+        self.is_unknown_call = code is grpc.StatusCode.UNIMPLEMENTED
         self.timed_out = code is grpc.StatusCode.DEADLINE_EXCEEDED
         self.is_away = code is grpc.StatusCode.UNAVAILABLE
         self.may_have_happened = code in (
@@ -119,6 +120,19 @@ class CriEngine:
             for one in answer.status.conditions
         }
         return conditions, answer.info
+
+    async def puts_groups_under_systemd(self) -> bool:
+        """Whether a `cgroup_parent` is to be named as a slice of systemd's, or is a path."""
+        try:
+            answer = await self._call("RuntimeConfig", cri.RuntimeConfigRequest(), cri.RuntimeConfigResponse)
+        except EngineError as error:
+            if not error.is_unknown_call:
+                raise
+        else:
+            return answer.linux.cgroup_driver == cri.CgroupDriver.SYSTEMD
+        _, info = await self.status()
+        told = "".join(info.values()).replace(" ", "").lower()
+        return '"systemdcgroup":true' in told or '"cgroup_manager":"systemd"' in told
 
     # ---- images ------------------------------------------------------------------------------------
 
@@ -332,9 +346,7 @@ class CriEngine:
             self._channel = grpc.aio.insecure_channel(f"unix:{self.socket_path}", options=options)
         return self._channel
 
-    def _explained(
-        self, name: str, about: str, error: grpc.aio.AioRpcError, timeout_s: float
-    ) -> EngineError:
+    def _explained(self, name: str, about: str, error: grpc.aio.AioRpcError, timeout_s: float) -> EngineError:
         code, details = error.code(), error.details() or ""
         of = f" ({about})" if about else ""
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:

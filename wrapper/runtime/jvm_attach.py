@@ -55,8 +55,12 @@ async def jcmd(pid: int, command: str) -> bytes:
     """
     try:
         path = await _attach_socket(pid)
-        async with asyncio.timeout(COMMAND_TIMEOUT_S):
-            return await _exchange(path, command)
+        pin = _pin_socket(path, _uid(pid))
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return await _exchange(f"/proc/self/fd/{pin}", command)
+        finally:
+            os.close(pin)
     except TimeoutError:
         raise RuntimeUnavailable(
             f"the JVM {pid} did not answer {command!r} in {COMMAND_TIMEOUT_S:g} s"
@@ -85,12 +89,6 @@ def remove_traces(pids: Iterable[int]) -> None:
             continue
 
 
-def _namespace_pid(pid: int) -> int:
-    """The pid that the JVM itself believes to have: it may live in a pid namespace."""
-    value = process_tree.status_field(pid, "NSpid")
-    return int(value.split()[-1]) if value else pid
-
-
 def _uid(pid: int) -> int:
     value = process_tree.status_field(pid, "Uid")
     if value is None:
@@ -99,7 +97,7 @@ def _uid(pid: int) -> int:
 
 
 async def _attach_socket(pid: int) -> str:
-    uid, inner_pid = _uid(pid), _namespace_pid(pid)
+    uid, inner_pid = _uid(pid), process_tree.namespace_pid(pid)
     tmp = f"/proc/{pid}/root/tmp"
     socket_path = f"{tmp}/.java_pid{inner_pid}"
     if _is_socket_of(socket_path, uid):
@@ -146,6 +144,16 @@ def _create_trigger(path: str) -> int:
     except FileExistsError:  # of somebody killed in the middle of this, at an earlier use of the pid
         os.unlink(path)
         return os.open(path, flags, 0o600)
+
+
+def _pin_socket(path: str, uid: int) -> int:
+    """A descriptor of the JVM's socket, which a worker cannot replace by a link to another one meanwhile."""
+    pin = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    info = os.fstat(pin)
+    if not stat.S_ISSOCK(info.st_mode) or info.st_uid != uid:
+        os.close(pin)
+        raise RuntimeUnavailable(f"{path!r} is not the JVM's own socket")
+    return pin
 
 
 def _is_socket_of(path: str, uid: int) -> bool:

@@ -32,7 +32,8 @@ from wrapper.runtime.child import Child
 from wrapper.runtime.command import run_command
 from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove, remove_tree
 from wrapper.runtime.process_tree import KILL_TIMEOUT_S, ProcessTree, read_stat
-from wrapper.runtime.stderr_log import RotatingFile, StderrForward, StderrLogs, StderrTail
+from wrapper.runtime.stderr_log import StderrForward, StderrLogs
+from wrapper.runtime.stderr_reader import StderrReader
 from wrapper.runtime.worker_gc import WorkerGc
 
 _CLEAN_ATTEMPTS = 5
@@ -130,8 +131,6 @@ class LocalWorker:
         self._baseline: frozenset[int] | None = None
         self._clean_at: bytes | None = None
         self._drain_fd = -1
-        self._stderr = StderrTail()
-        self._log_file: RotatingFile | None = None
         self._ending = False
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._hurry: asyncio.Future[None] = self._loop.create_future()
@@ -143,22 +142,18 @@ class LocalWorker:
             self._gc.close()
             raise
         self.stdin_fd, self.stdout_fd = spawned.stdin_fd, spawned.stdout_fd
-        self._stderr_fd = spawned.stderr_fd
         try:
             self._tree = ProcessTree(spawned.process.pid, tag, runtime.own_children)
             self._child = Child(spawned.process, self._loop, runtime.own_children, self._before_reap)
         except BaseException:
-            linux.close_all((self.stdin_fd, self.stdout_fd, self._stderr_fd))
+            linux.close_all((self.stdin_fd, self.stdout_fd, spawned.stderr_fd))
             self._gc.close()
             raise
         runtime.check_tag(self._tree)
         self.pid = self._child.pid
         self.exited = self._child.exited
-        if runtime.logs is not None:
-            self._log_file = runtime.logs.borrow(spec.name)
-            header = f"=== worker {self.pid}: {spec.argv!r} ===\n"
-            self._log_file.write(header.encode(errors="backslashreplace"))
-        self._loop.add_reader(self._stderr_fd, self._read_stderr)
+        self._stderr = StderrReader(spawned.stderr_fd, self._loop, spec.name, runtime.logs, runtime.forward)
+        self._stderr.begin(f"=== worker {self.pid}: {spec.argv!r} ===\n")
 
     @property
     def tmpdir(self) -> str:
@@ -171,38 +166,12 @@ class LocalWorker:
 
     # Standard error and death.
 
-    def _read_stderr(self) -> bool:
-        """False: nothing more to read now."""
-        if self._stderr_fd < 0:
-            return False
-        try:
-            data = os.read(self._stderr_fd, 65536)
-        except BlockingIOError:
-            return False
-        if not data:
-            self._loop.remove_reader(self._stderr_fd)
-            os.close(self._stderr_fd)
-            self._stderr_fd = -1
-            return False
-        self._stderr.feed(data)
-        if self._log_file is not None:
-            self._log_file.write(data)
-        if self._runtime.forward is not None:
-            self._runtime.forward.write(data)
-        return True
-
-    def _drain_stderr(self) -> None:
-        for _ in range(64):  # bounded: a descendant may write for ever
-            if not self._read_stderr():
-                return
-
     def stderr_tail(self) -> bytes:
         """See WorkerProcess."""
-        self._drain_stderr()
         return self._stderr.tail()
 
     def _before_reap(self) -> None:
-        self._drain_stderr()  # whoever waits for `exited` wants the last words too
+        self._stderr.drain()  # whoever waits for `exited` wants the last words too
         self._gc.remove_traces((self.pid,))
         self._tree.descendants()  # remembers those that are ours, while the pid still is
         self._tree.main_is_reaped()
@@ -403,13 +372,6 @@ class LocalWorker:
         self._close_stdin()
         fd, self.stdout_fd = self.stdout_fd, -1
         self._close_data_fd(fd)
-        self._drain_stderr()
-        if self._stderr_fd >= 0:
-            self._loop.remove_reader(self._stderr_fd)
-            os.close(self._stderr_fd)
-            self._stderr_fd = -1
+        self._stderr.close()
         self._gc.close()
-        if self._log_file is not None and self._runtime.logs is not None:
-            self._runtime.logs.give_back(self._log_file)
-            self._log_file = None
         remove_tree(self._directory)

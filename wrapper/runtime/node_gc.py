@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from wrapper.errors import RuntimeUnavailable
 from wrapper.runtime import process_tree
@@ -23,18 +23,27 @@ _MAX_PROCESSES = 64
 _MAX_PENDING_BYTES = 64 * 1024
 
 
-def agent_environment(env: Mapping[str, str], fifo: str) -> dict[str, str]:
-    """What to add to a worker's environment; keeps a NODE_OPTIONS that is there."""
-    escaped = AGENT.replace("\\", "\\\\").replace('"', '\\"')
+def agent_environment(env: Mapping[str, str], fifo: str, agent: str = AGENT) -> dict[str, str]:
+    """What to add to a worker's environment, keeping a NODE_OPTIONS; paths as the worker sees them."""
+    escaped = agent.replace("\\", "\\\\").replace('"', '\\"')
     options = " ".join(part for part in (env.get("NODE_OPTIONS", ""), f'--require "{escaped}"') if part)
     return {"NODE_OPTIONS": options, FIFO_VARIABLE: fifo}
 
 
 class NodeGc:
-    """Listens to the agents of one worker. Owns the named pipe until `close`."""
+    """Listens to the agents of one worker. Owns the named pipe until `close`.
 
-    def __init__(self, fifo: str, loop: asyncio.AbstractEventLoop) -> None:
+    `pid_of`: from the pid that a process has in its own namespace to the one that we see; None: no such one.
+    """
+
+    def __init__(
+        self,
+        fifo: str,
+        loop: asyncio.AbstractEventLoop,
+        pid_of: Callable[[int], int | None] = lambda pid: pid,
+    ) -> None:
         self._loop = loop
+        self._pid_of = pid_of
         os.mkfifo(fifo, 0o600)
         # Read-write: with a writer of our own the pipe never reports an end of file between messages.
         self._fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -60,17 +69,17 @@ class NodeGc:
         for line in lines:
             match line.split():
                 case [b"ready", pid] if pid.isdigit():
-                    self._announce(int(pid))
+                    self._announce(self._pid_of(int(pid)))
                 case [b"gc", pid, before, after] if pid.isdigit() and before.isdigit() and after.isdigit():
-                    self._awaited.discard(int(pid))
+                    self._awaited.discard(self._pid_of(int(pid)) or 0)
                     if not self._awaited and self._answered is not None and not self._answered.done():
                         self._answered.set_result(None)
                 case _:
                     pass  # the tool can write here too; whatever it says, it only harms itself
 
-    def _announce(self, pid: int) -> None:
-        stat = process_tree.read_stat(pid)
-        if stat is None:
+    def _announce(self, pid: int | None) -> None:
+        stat = process_tree.read_stat(pid) if pid is not None else None
+        if pid is None or stat is None:
             return
         self._announced[pid] = stat.start_ticks
         if len(self._announced) > _MAX_PROCESSES:

@@ -20,11 +20,12 @@ _ATTEMPTS = 5
 
 
 class PrivateTmpdir:
-    """A directory of mode 0700 that one worker gets as TMPDIR."""
+    """A directory of mode 0700 that one worker gets as TMPDIR. `exists`: somebody has made it already."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, exists: bool = False) -> None:
         self.path = path
-        os.mkdir(path, 0o700)
+        if not exists:
+            os.mkdir(path, 0o700)
         self._own: dict[str, frozenset[str]] = {"": frozenset()}
         """Directories that are the worker's own (relative paths), with the entries that are."""
         self._suspect: set[str] = {""}

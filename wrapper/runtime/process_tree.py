@@ -131,6 +131,12 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def namespace_pid(pid: int) -> int:
+    """The pid that a process itself believes to have: it may live in a pid namespace."""
+    value = status_field(pid, "NSpid")
+    return int(value.split()[-1]) if value else pid
+
+
 def status_field(pid: int, field: str) -> str | None:
     """One line's value of /proc/PID/status; None if there is no such process or line."""
     try:

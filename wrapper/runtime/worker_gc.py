@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 
 from wrapper.errors import RuntimeUnavailable
 from wrapper.runtime import jvm_attach
@@ -16,10 +17,28 @@ from wrapper.runtime.base import CommandResult, CommandSpec, ExitStatus, Languag
 from wrapper.runtime.node_gc import NodeGc, agent_environment
 
 
+@dataclass(frozen=True, slots=True)
+class SeenInside:
+    """How a worker in a container sees what its garbage collection needs."""
+
+    directory: str
+    agent: str
+    uid: int
+    gid: int
+    pid_of: Callable[[int], int | None]
+    """From a pid inside to the one that we see."""
+
+
 class WorkerGc:
     """Garbage collection of one worker. `directory`: a private one, for what the way needs."""
 
-    def __init__(self, spec: WorkerSpec, directory: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        directory: str,
+        loop: asyncio.AbstractEventLoop,
+        inside: SeenInside | None = None,
+    ) -> None:
         self._spec = spec
         self._jvm_pid: int | None = None
         self._node: NodeGc | None = None
@@ -28,8 +47,15 @@ class WorkerGc:
         """What the worker needs in its environment."""
         if spec.language is Language.NODEJS and spec.gc_command is None:
             fifo = os.path.join(directory, "gc")
-            self._node = NodeGc(fifo, loop)
-            self.environment = agent_environment(spec.env, fifo)
+            if inside is None:
+                self._node = NodeGc(fifo, loop)
+                self.environment = agent_environment(spec.env, fifo)
+            else:
+                self._node = NodeGc(fifo, loop, inside.pid_of)
+                if os.geteuid() != inside.uid:
+                    os.chown(fifo, inside.uid, inside.gid)
+                seen = os.path.join(inside.directory, "gc")
+                self.environment = agent_environment(spec.env, seen, inside.agent)
 
     async def collect(self, pids: list[int], run: Callable[[CommandSpec], Awaitable[CommandResult]]) -> bool:
         """Collect the garbage of the worker that consists of `pids`; False if there is no way to.

@@ -1,0 +1,189 @@
+"""What one worker in a container has on the node and in the engine, and the removal of all of it.
+
+Owns the order of removal and the patience with an engine that is away: nothing is forgotten, and nothing that
+carries another owner's labels is touched. Knows nothing of how a worker is started or used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wrapper.errors import RuntimeUnavailable
+from wrapper.runtime.bounded_tmp import mounts_below, unmount
+from wrapper.runtime.cgroups import ParentGroup
+from wrapper.runtime.cri_engine import CriEngine
+from wrapper.runtime.generation import Generation
+from wrapper.runtime.private_tmpdir import remove_tree
+
+LABEL = "nativelink-worker-wrapper"
+OWNER_LABEL = f"{LABEL}/owner"
+GENERATION_LABEL = f"{LABEL}/generation"
+POOL_LABEL = f"{LABEL}/pool"
+WORKER_LABEL = f"{LABEL}/worker"
+KEY_LABEL = f"{LABEL}/key"
+
+GROUP_PREFIX = "nlww"
+
+REMOVAL_PATIENCE_S = 20.0
+"""How long a stopping worker waits for its removal, and a closing runtime for what is still to be removed."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Belongings:
+    """Filled while a worker is started, so that whatever happens it is known what there is to remove."""
+
+    labels: Mapping[str, str]
+    """Of this worker only."""
+    folder: str = ""
+    tmp: str = ""
+    group: ParentGroup | None = None
+    pod_was_asked_for: bool = False
+    pod_ids: set[str] = field(default_factory=set)
+    container_id: str = ""
+
+
+async def remove_pods(engine: CriEngine, labels: Mapping[str, str], known: set[str]) -> None:
+    """Remove the pods of these ids, and those with these labels, with all that is in them. Raises EngineError.
+
+    A container is killed before its pod is stopped: CRI-O would wait 59 s for a first process that ignores SIGTERM.
+    """
+    pods = set(known)
+    if labels:
+        pods |= set(await engine.pods(labels))
+        for container_id, pod_id in (await engine.containers(labels)).items():
+            pods.add(pod_id)
+            await engine.stop_container(container_id)
+            await engine.remove_container(container_id)
+    for pod_id in pods:
+        await engine.remove_pod(pod_id)
+
+
+class Removal:
+    """Removes belongings, again and again while the engine is away."""
+
+    def __init__(self, engine: CriEngine) -> None:
+        self._engine = engine
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def pending(self) -> int:
+        """Workers that something may be left of."""
+        return len(self._tasks)
+
+    def begin(self, belongings: Belongings) -> asyncio.Task[None]:
+        """Remove all of it in the background; the task ends when nothing is left."""
+        return self._spawn(self._until_removed(belongings), f"remove {belongings.folder}")
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def finish(self, patience_s: float = REMOVAL_PATIENCE_S) -> bool:
+        """Wait for what is under way; False: something is left, which the next process will find."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=patience_s)
+        left = list(self._tasks)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+            _log.error(
+                "%s: %d containers could not be removed; the next start does", self._engine.name, len(left)
+            )
+        return not left
+
+    async def _until_removed(self, belongings: Belongings) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self._remove(belongings)
+                return
+            except RuntimeUnavailable as error:
+                _log.log(
+                    logging.INFO if pause_s == _FIRST_PAUSE_S else logging.WARNING,
+                    "removing a worker: %s; trying again",
+                    error.message,
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _remove(self, own: Belongings) -> None:
+        engine = self._engine
+        if own.pod_was_asked_for:
+            if own.container_id:
+                await engine.stop_container(own.container_id)
+                await engine.remove_container(own.container_id)
+            if own.container_id and own.pod_ids:
+                await remove_pods(engine, {}, own.pod_ids)
+            else:  # an answer was lost: the engine knows what it has made
+                await remove_pods(engine, own.labels, own.pod_ids)
+            own.pod_was_asked_for = False
+        if own.tmp:
+            unmount(own.tmp)
+            own.tmp = ""
+        if own.group is not None:
+            stuck = own.group.remove()
+            if stuck:
+                raise RuntimeUnavailable(f"control groups are still in use: {', '.join(stuck)}")
+            own.group = None
+        if own.folder:
+            remove_tree(own.folder)
+            own.folder = ""
+
+
+async def remove_predecessors(engine: CriEngine, base: str, owner: str) -> int:
+    """Remove what dead processes of this base have left; returns how many processes those were.
+
+    Raises EngineError if the engine is away: then their folders stay, and so does the knowledge of them.
+    """
+    dead = Generation.dead(base)
+    removed = 0
+    try:
+        for generation in dead:
+            labels = {OWNER_LABEL: owner, GENERATION_LABEL: generation.name}
+            await remove_pods(engine, labels, set())
+            for point in mounts_below(generation.path):
+                unmount(point)
+            remove_groups(generation)
+            generation.remove()
+            removed += 1
+    finally:
+        for generation in dead:
+            generation.let_go()
+    return removed
+
+
+def group_of(generation: Generation, serial: int | None = None) -> ParentGroup:
+    """The control group of a worker; None: the one that those of all workers of this process lie in."""
+    name = f"/{GROUP_PREFIX}-{generation.name}"
+    return ParentGroup(name if serial is None else f"{name}/{serial}")
+
+
+def remove_groups(generation: Generation) -> None:
+    """Remove the groups of all workers, which are gone, and the one that they lay in."""
+    parent = group_of(generation)
+    for name in parent.below():
+        ParentGroup(name).remove()
+    parent.remove()
+
+
+def owner_of(base: str) -> str:
+    """The label of all that lies below this base on this machine."""
+    try:
+        with open("/etc/machine-id", encoding="ascii") as file:
+            machine = file.read().strip()
+    except OSError:
+        machine = os.uname().nodename
+    import hashlib  # nothing else of ours needs it at a start
+
+    return hashlib.sha256(f"{machine}\0{os.path.realpath(base)}".encode()).hexdigest()[:16]
