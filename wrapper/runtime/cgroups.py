@@ -1,4 +1,4 @@
-"""Control groups of workers' containers: a parent with a limit on processes, and what is in a container's own.
+"""Control groups of workers' containers: a parent with a limit on processes, and what is in each.
 
 Both hierarchies: version 2, and version 1 with one tree for each controller. Knows nothing of engines: they
 put a container into the parent that they are told, and the kernel says where each process is.
@@ -103,8 +103,8 @@ class ParentGroup:
             _write(f"{root}{self.name}/pids.max", str(pids_limit))
         except OSError as error:
             raise RuntimeUnavailable(
-                f"cannot limit the processes of a worker (isolation.pids_limit): {error}; the wrapper must be able "
-                f"to make control groups below {root}"
+                f"cannot limit the processes of a worker (isolation.pids_limit): {error}; the wrapper must be "
+                f"able to make control groups below {root}"
             ) from error
 
     def _delegate(self, root: str) -> None:
@@ -211,14 +211,12 @@ class ContainerGroup:
         return min(limits, default=None)
 
     def limit_parent(self, pids_limit: int) -> None:
-        """Limit the processes of the group that it lies in, one that systemd has made. Raises RuntimeUnavailable."""
+        """Limit the processes of the group that it lies in, made by systemd. Raises RuntimeUnavailable."""
         path = f"{os.path.dirname(self.folder)}/pids.max"
         try:
             _write(path, str(pids_limit))
         except OSError as error:
-            raise RuntimeUnavailable(
-                f"cannot limit the processes of a worker (pids_limit): {error}"
-            ) from error
+            raise RuntimeUnavailable(f"cannot limit a worker's processes (pids_limit): {error}") from error
 
     def _text(self, name: str) -> str:
         return _read(f"{self._memory}/{name}") if self._memory is not None else ""

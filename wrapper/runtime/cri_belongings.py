@@ -51,9 +51,10 @@ class Belongings:
 
 
 async def remove_pods(engine: CriEngine, labels: Mapping[str, str], known: set[str]) -> None:
-    """Remove the pods of these ids, and those with these labels, with all that is in them. Raises EngineError.
+    """Remove the pods of these ids, and those with these labels, with all that is in them.
 
-    A container is killed before its pod is stopped: CRI-O would wait 59 s for a first process that ignores SIGTERM.
+    A container is killed before its pod is stopped: CRI-O would wait 59 s for a first process that ignores
+    SIGTERM. Raises EngineError.
     """
     pods = set(known)
     if labels:

@@ -1,8 +1,8 @@
 """Workers in containers of a CRI engine, CRI-O or containerd: the runtime `cri`.
 
-Owns the start of a worker: its folder, pod, container, and the proof that it is isolated as asked. Each worker
-has a pod of its own, since what is in one pod shares the loopback network. Everything it makes carries labels
-(owner, generation, pool, worker), so that a later process knows what this one has left.
+Owns the start of a worker: its folder, pod, container, and the proof that it is isolated as asked. Each
+worker has a pod of its own, since what is in one pod shares the loopback network. Everything it makes carries
+labels (owner, generation, pool, worker), so that a later process knows what this one has left.
 
 Knows nothing of the worker protocol or of pools.
 """
@@ -58,7 +58,7 @@ NAMESPACE = "nativelink-worker-wrapper"
 EXEC_TIMEOUT_S = 30.0
 """From StartContainer's answer until the program runs: a moment."""
 ABANDON_AFTER_S = 10.0
-"""How long a cancelled start waits for the engine's answer, before the rest is left to the removal behind it."""
+"""How long a cancelled start waits for the engine's answer; then it is undone behind its back."""
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class CriSettings:
     mounts: tuple[Mount, ...] = ()
     """Paths of the node that every worker of the pool may read."""
     state_dir: str = "/run/nativelink_worker_wrapper"
-    """Where a process keeps the workers' sockets and temporary folders; below it, one folder for each process."""
+    """Where the workers' sockets and temporary folders are; below it, one folder for each process of ours."""
 
 
 class CriRuntime:
@@ -213,7 +213,9 @@ class _Birth:
             if self._systemd and self._settings.isolation.pids_limit is not None:
                 group.limit_parent(self._settings.isolation.pids_limit + OWN_PROCESSES)
             self._prove_isolation(pids, group)
-            assert self._link is not None and self._stderr is not None and self._gc is not None  # noqa: S101
+            assert self._link is not None  # noqa: S101 - furnished, as the next two
+            assert self._stderr is not None  # noqa: S101
+            assert self._gc is not None  # noqa: S101
             self._stderr.begin(f"=== worker {pids.worker}, pod {pod}: {self._spec.argv!r} ===\n")
             return ContainerWorker(
                 self._spec, self._runtime, self._own, self._link, pids, group, self._gc, self._stderr
@@ -314,8 +316,8 @@ class _Birth:
             pid_of_engine.cancel()
         if pid is not None and pid != pids.shim:
             raise RuntimeUnavailable(
-                f"{engine.name}: container {own.container_id} runs process {pid}, but process {pids.shim} answers "
-                "for it: an engine that gave us another container, or one in another pid namespace than the wrapper"
+                f"{engine.name}: container {own.container_id} runs process {pid}, but process {pids.shim} "
+                "answers for it: the engine gave us another container, or lives in another pid namespace"
             )
         return pod_id, pids
 
@@ -367,8 +369,9 @@ class _Birth:
         ignored = what_was_ignored(self._settings.isolation, pids.worker, group, places)
         if ignored:
             raise RuntimeUnavailable(
-                f"{self._runtime.engine.name} did not isolate a worker of pool {self._settings.pool} as it was asked "
-                f"to: {'; '.join(ignored)}. Mend the engine, or switch that off by its name, knowing what it means"
+                f"{self._runtime.engine.name} did not isolate a worker of pool {self._settings.pool} as it was "
+                f"asked to: {'; '.join(ignored)}. Mend the engine, or switch that off by its name, knowing "
+                "what it means"
             )
 
 

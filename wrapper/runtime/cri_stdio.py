@@ -1,8 +1,8 @@
 """The streams of a worker in a container: pipes, handed to the shim over a unix socket in a mounted folder.
 
-The shim (`native/shim.c`), first process of the container, connects once. It is given three pipes, which become
-the worker's stdin, stdout and stderr: what a worker finds is then what it finds as a plain process, and costs
-the same. It tells the worker's pid, whether the program could be run, and how it ended, all without the
+The shim (`native/shim.c`), first process of the container, connects once. It is given three pipes, which
+become the worker's stdin, stdout and stderr: what a worker finds is then what it finds as a plain process, and
+costs the same. It tells the worker's pid, whether the program could be run, and how it ended, all without the
 engine. Nobody can connect a second time: the socket is gone before the worker's first instruction.
 
 Knows nothing of engines, nor of the worker protocol.
@@ -41,7 +41,8 @@ class ShimLink:
     """The host's side of one shim. Owns the pipes' ends, the socket and its file until `close`.
 
     `stdin_fd`, `stdout_fd` and `stderr_fd` are non-blocking. `started` ends with the pids or with
-    WorkerStartFailed; `exited` with how the worker ended: nothing of its container runs then or will in a moment.
+    WorkerStartFailed; `exited` with how the worker ended: nothing of its container runs then, or will in a
+    moment.
     """
 
     def __init__(self, folder: str, uid: int, gid: int) -> None:
@@ -76,7 +77,7 @@ class ShimLink:
         self._theirs.append(theirs)
         self.stderr_fd, theirs = os.pipe()
         self._theirs.append(theirs)
-        # One page, so that it is writable again at the moment when the worker begins to read its first request.
+        # One page, so that it is writable again when the worker begins to read its first request.
         linux.set_pipe_size(self.stdin_fd, _ONE_PAGE)
         linux.set_pipe_size(self.stdout_fd, linux.PIPE_BYTES)
         for fd in (self.stdin_fd, self.stdout_fd, self.stderr_fd):

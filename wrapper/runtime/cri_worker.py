@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from wrapper.runtime.worker_gc import WorkerGc
 
 WORKER_PID = "{worker_pid}"
-"""In the words of a command that runs beside a worker: the worker's pid, as processes of its container see it."""
+"""In the words of a command that runs beside a worker: the worker's pid, as its container counts."""
 
 MAX_OUTPUT_BYTES = 64 * 1024
 COULD_NOT_START = 127

@@ -1,7 +1,7 @@
 """Folders of one daemon process, and of those that died before it.
 
-Everything that a process keeps on the node lies below `BASE/GENERATION`, with a lock file that is locked while
-the process lives: the kernel lets go of it however the process ends. So a new one knows which of its
+Everything that a process keeps on the node lies below `BASE/GENERATION`, with a lock file that is locked
+while the process lives: the kernel lets go of it however the process ends. So a new one knows which of its
 predecessors are dead, removes what carries their label elsewhere first (containers), and then their folder.
 Several processes may share a base. Knows nothing of what is in the folders.
 """
