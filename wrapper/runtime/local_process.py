@@ -30,7 +30,7 @@ from wrapper.runtime.base import (
 )
 from wrapper.runtime.child import Child
 from wrapper.runtime.command import run_command
-from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove, remove_tree
+from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove
 from wrapper.runtime.process_tree import KILL_TIMEOUT_S, ProcessTree, read_stat
 from wrapper.runtime.stderr_log import RotatingFile, StderrForward, StderrLogs, StderrTail
 from wrapper.runtime.worker_gc import WorkerGc

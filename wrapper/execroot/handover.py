@@ -1,0 +1,197 @@
+"""Handing the directories of an action's tree to a worker, and taking them back.
+
+Owns what is remembered of each directory meanwhile, and the two ways to hand one over:
+
+- *shared*: a directory in which input files lie keeps its owner and becomes writable for the worker's
+  group. The worker adds and removes entries, but the modification time, which every such change sets, it
+  cannot set back: only an owner can. So an untouched directory is recognised by one `fstat`, after the
+  lock, with no race and no list of names. That is what makes a thousand inputs cheap.
+- *own*: a directory without files (the parents of outputs, as a rule) becomes the worker's. A tool may do
+  there what it likes: set times and modes. It is listed when it is taken back.
+
+Locking a directory is to make it one that the worker cannot change any more, by path or by a descriptor
+that it kept: the action's owner, and nobody else may write. From the top down, each step looks only at
+what is locked already. Where the worker has the owner's uid (*trusted*) nothing is changed or locked.
+
+Knows nothing of outputs. Directories are reached by descriptor, one component at a time, never through links.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from wrapper.files import DIRECTORY, Descent, open_mine
+
+_SENTINEL_NS = 1_000_000_000 * 1_000_000_000  # 2001-09-09: no change of a directory happens then
+_OTHERS_MAY_WRITE = 0o022
+_GROUP_MAY_ALL = 0o070
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    uid: int
+    gid: int
+
+
+@dataclass(slots=True)
+class Directory:
+    """What is remembered of a directory that was handed over."""
+
+    name: str
+    inode: int
+    mode: int
+    """That it is given back with: what it had, less the right of others to write."""
+    modified_ns: int
+    is_shared: bool
+    below: list[Directory] = field(default_factory=list)
+    names: dict[str, int] | None = None
+    """Inodes of all entries. None: whose a file is tells what it is."""
+
+
+class Handover:
+    """The two sides of one action, and how directories pass between them."""
+
+    def __init__(
+        self, owner: Ids, worker: Ids, *, now_ns: int, counts_links: bool, keeps_names: bool = False
+    ) -> None:
+        self.owner = owner
+        self.worker = worker
+        self.is_trusted = owner.uid == worker.uid
+        self._keeps_names = keeps_names or self.is_trusted
+        # A directory changed in the present tick of the file system's clock could be changed once more
+        # without any difference (before Linux 6.13, a tick is some milliseconds).
+        self._now_ns = now_ns
+        self._counts_links = counts_links and not self._keeps_names
+
+    # ---- there -----------------------------------------------------------------------------------------
+
+    def hand_over(self, parent: int, names: Iterable[str], found: list[Directory]) -> None:
+        """Hand over these subdirectories with all that is below. `found` holds what was, also after an error."""
+        descent = Descent(parent)
+        todo: list[tuple[Iterator[str], list[Directory]]] = [(iter(names), found)]
+        try:
+            while todo:
+                rest, found = todo[-1]
+                parent = descent.fd
+                for name in rest:
+                    fd = os.open(name, DIRECTORY, dir_fd=parent)
+                    try:
+                        below = self._hand_over_one(fd, name, found)
+                    except BaseException:
+                        os.close(fd)
+                        raise
+                    if below:
+                        descent.enter(fd)
+                        todo.append((iter(below), found[-1].below))
+                        break
+                    os.close(fd)
+                else:
+                    todo.pop()
+                    if todo:
+                        descent.leave()
+        finally:
+            descent.close()
+
+    def _hand_over_one(self, fd: int, name: str, found: list[Directory]) -> list[str] | None:
+        info = os.fstat(fd)
+        below: list[str] | None = None
+        names: dict[str, int] | None = None
+        if self._counts_links and info.st_nlink == 2:
+            with os.scandir(fd) as entries:
+                has_files = next(entries, None) is not None
+        else:
+            with os.scandir(fd) as listing:
+                every = list(listing)
+            below = [entry.name for entry in every if entry.is_dir(follow_symlinks=False)]
+            has_files = len(below) < len(every)
+            if self._keeps_names:
+                names = {entry.name: entry.inode() for entry in every}
+        mode = stat.S_IMODE(info.st_mode)
+        returned_mode = mode if self.is_trusted else mode & ~_OTHERS_MAY_WRITE
+        directory = Directory(name, info.st_ino, returned_mode, info.st_mtime_ns, has_files, [], names)
+        found.append(directory)
+        if has_files and info.st_mtime_ns >= self._now_ns:
+            os.utime(fd, ns=(_SENTINEL_NS, _SENTINEL_NS))
+            directory.modified_ns = _SENTINEL_NS
+        if self.is_trusted:
+            return below
+        if has_files:
+            if info.st_gid != self.worker.gid:
+                os.fchown(fd, -1, self.worker.gid)
+            if mode & _GROUP_MAY_ALL != _GROUP_MAY_ALL:
+                os.fchmod(fd, mode | _GROUP_MAY_ALL)
+        else:
+            os.fchown(fd, self.worker.uid, self.worker.gid)
+        return below
+
+    # ---- and back --------------------------------------------------------------------------------------
+
+    def open_and_lock(self, parent: int, name: str, known: Directory | None) -> tuple[int, bool]:
+        """Descriptor of a subdirectory that the worker can change no more, and whether it did before."""
+        try:
+            fd = os.open(name, DIRECTORY, dir_fd=parent)
+        except PermissionError:  # the worker's modes; only a daemon that is not root gets here
+            fd = open_mine(parent, name)
+        try:
+            if known is not None and known.is_shared:
+                if not self.is_trusted:
+                    os.fchmod(fd, known.mode)
+                info = os.fstat(fd)
+                if info.st_ino == known.inode and info.st_uid == self.owner.uid:
+                    # What is not its own has the mode that we gave it: the worker cannot change that.
+                    if self.is_trusted and stat.S_IMODE(info.st_mode) != known.mode:
+                        os.fchmod(fd, known.mode)
+                    if info.st_gid != self.owner.gid:
+                        os.fchown(fd, -1, self.owner.gid)
+                    return fd, info.st_mtime_ns != known.modified_ns
+            self.lock(fd, 0o755 if known is None else known.mode)
+            return fd, True
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def lock(self, fd: int, mode: int) -> None:
+        """Make a directory the owner's, with this mode."""
+        # In this order: until it is not the worker's any more, the worker can undo the mode.
+        if not self.is_trusted:
+            os.fchown(fd, self.owner.uid, self.owner.gid)
+        os.fchmod(fd, mode)
+
+    def take_back(self, parent: int, directories: list[Directory]) -> OSError | None:
+        """Undo `hand_over` where the worker never was. Goes on after an error, and returns the first."""
+        if self.is_trusted:
+            return None
+        first: OSError | None = None
+        descent = Descent(parent)
+        todo = [iter(directories)]
+        try:
+            while todo:
+                for directory in todo[-1]:
+                    try:
+                        fd, _ = self.open_and_lock(descent.fd, directory.name, directory)
+                    except OSError as error:
+                        first = first or error
+                        continue
+                    if directory.below:
+                        descent.enter(fd)
+                        todo.append(iter(directory.below))
+                        break
+                    os.close(fd)
+                else:
+                    todo.pop()
+                    if todo:
+                        descent.leave()
+        except OSError as error:
+            first = first or error
+        finally:
+            descent.close()
+        return first
+
+
+def file_system_clock_ns(fd: int) -> int:
+    """The time that a change now would leave on this directory, which is ours."""
+    os.utime(fd)
+    return os.fstat(fd).st_mtime_ns
