@@ -53,7 +53,7 @@ def remove_outputs(tree: Path) -> None:
 
 def median_ms(turns: int, turn: Callable[[], tuple[float, float]]) -> tuple[float, float]:
     times = [turn() for _ in range(turns)]
-    return tuple(1e3 * statistics.median(column) for column in zip(*times, strict=True))  # type: ignore[return-value]
+    return tuple(1e3 * statistics.median(column) for column in zip(*times, strict=True))
 
 
 def measure_strategy(base: Path, tree: Path, strategy: Strategy, turns: int) -> tuple[float, float]:

@@ -2,10 +2,12 @@
 
 Owns what is remembered of each directory meanwhile, and the two ways to hand one over:
 
-- *shared*: a directory in which input files lie keeps its owner and becomes writable for the worker's
-  group. The worker adds and removes entries, but the modification time, which every such change sets, it
-  cannot set back: only an owner can. So an untouched directory is recognised by one `fstat`, after the
-  lock, with no race and no list of names. That is what makes a thousand inputs cheap.
+- *shared*: a directory in which input files lie keeps its owner and becomes writable for all; only the
+  worker reaches it, through an execroot of mode 0700. It adds and removes entries, but the modification
+  time, which every such change sets, it cannot set back: only an owner can. So an untouched directory is
+  recognised by one `fstat`, after the lock, with no race and no list of names. That is what makes a
+  thousand inputs cheap. (Had the worker owned it, only the change time could not be forged, and the lock
+  itself sets that.)
 - *own*: a directory without files (the parents of outputs, as a rule) becomes the worker's. A tool may do
   there what it likes: set times and modes. It is listed when it is taken back.
 
@@ -21,13 +23,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from wrapper.files import DIRECTORY, Descent, open_mine
 
 _SENTINEL_NS = 1_000_000_000 * 1_000_000_000  # 2001-09-09: no change of a directory happens then
 _OTHERS_MAY_WRITE = 0o022
-_GROUP_MAY_ALL = 0o070
+_ALL_MAY_ALL = 0o777
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +38,31 @@ class Ids:
     gid: int
 
 
-@dataclass(slots=True)
 class Directory:
-    """What is remembered of a directory that was handed over."""
+    """What is remembered of a directory that was handed over.
 
-    name: str
-    inode: int
-    mode: int
-    """That it is given back with: what it had, less the right of others to write."""
-    modified_ns: int
-    is_shared: bool
-    below: list[Directory] = field(default_factory=list)
-    names: dict[str, int] | None = None
-    """Inodes of all entries. None: whose a file is tells what it is."""
+    `mode`: that it is given back with; what it had, less the right of others to write. `names`: inodes
+    of all entries, or None where whose a file is tells what it is.
+    """
+
+    __slots__ = ("below", "inode", "is_shared", "mode", "changed_ns", "name", "names")
+
+    def __init__(
+        self,
+        name: str,
+        inode: int,
+        mode: int,
+        changed_ns: int,
+        is_shared: bool,
+        names: dict[str, int] | None,
+    ) -> None:
+        self.name = name
+        self.inode = inode
+        self.mode = mode
+        self.changed_ns = changed_ns
+        self.is_shared = is_shared
+        self.below: list[Directory] = []
+        self.names = names
 
 
 class Handover:
@@ -69,7 +83,7 @@ class Handover:
     # ---- there -----------------------------------------------------------------------------------------
 
     def hand_over(self, parent: int, names: Iterable[str], found: list[Directory]) -> None:
-        """Hand over these subdirectories with all that is below. `found` holds what was, also after an error."""
+        """Hand over these subdirectories with all that is below. `found` tells which, whatever happens."""
         descent = Descent(parent)
         todo: list[tuple[Iterator[str], list[Directory]]] = [(iter(names), found)]
         try:
@@ -111,18 +125,15 @@ class Handover:
                 names = {entry.name: entry.inode() for entry in every}
         mode = stat.S_IMODE(info.st_mode)
         returned_mode = mode if self.is_trusted else mode & ~_OTHERS_MAY_WRITE
-        directory = Directory(name, info.st_ino, returned_mode, info.st_mtime_ns, has_files, [], names)
+        directory = Directory(name, info.st_ino, returned_mode, info.st_mtime_ns, has_files, names)
         found.append(directory)
         if has_files and info.st_mtime_ns >= self._now_ns:
             os.utime(fd, ns=(_SENTINEL_NS, _SENTINEL_NS))
-            directory.modified_ns = _SENTINEL_NS
+            directory.changed_ns = _SENTINEL_NS
         if self.is_trusted:
             return below
         if has_files:
-            if info.st_gid != self.worker.gid:
-                os.fchown(fd, -1, self.worker.gid)
-            if mode & _GROUP_MAY_ALL != _GROUP_MAY_ALL:
-                os.fchmod(fd, mode | _GROUP_MAY_ALL)
+            os.fchmod(fd, mode | _ALL_MAY_ALL)
         else:
             os.fchown(fd, self.worker.uid, self.worker.gid)
         return below
@@ -144,9 +155,7 @@ class Handover:
                     # What is not its own has the mode that we gave it: the worker cannot change that.
                     if self.is_trusted and stat.S_IMODE(info.st_mode) != known.mode:
                         os.fchmod(fd, known.mode)
-                    if info.st_gid != self.owner.gid:
-                        os.fchown(fd, -1, self.owner.gid)
-                    return fd, info.st_mtime_ns != known.modified_ns
+                    return fd, info.st_mtime_ns != known.changed_ns
             self.lock(fd, 0o755 if known is None else known.mode)
             return fd, True
         except BaseException:

@@ -59,7 +59,7 @@ class Mirror:
         if info.st_uid != worker.uid or info.st_gid != worker.gid:
             os.fchown(targets.fd, worker.uid, worker.gid)
         os.fchmod(targets.fd, mode)
-        return Directory(name, info.st_ino, mode & ~0o022, 0, False, [], {})
+        return Directory(name, info.st_ino, mode & ~0o022, 0, False, {})
 
     def _fill(self, source: int, target: int, kept: str | None, into: Directory) -> Iterator[str]:
         """Mirror the files and links of a directory; returns its subdirectories."""

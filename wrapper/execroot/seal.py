@@ -24,7 +24,7 @@ from wrapper.execroot.handover import Ids
 from wrapper.files import NEW_FILE, REGULAR_FILE, copy_contents, open_with_rights, temporary_name
 
 _LEASE_SIGNAL = signal.SIGURG
-"""What a broken lease sends us. By default that is SIGIO, which would end our process; this one is ignored."""
+"""What a broken lease sends us: ignored by default, while SIGIO would end our process."""
 
 
 def sealed_mode(mode: int) -> int:
@@ -33,7 +33,7 @@ def sealed_mode(mode: int) -> int:
 
 
 def seal(parent: int, name: str, owner: Ids, writer: Ids) -> bool:
-    """Seal a regular file in a directory that is locked. Returns whether it had to be copied. Raises OSError."""
+    """Seal a file in a directory that is locked. Returns whether it had to be copied. Raises OSError."""
     fd = open_file(parent, name)
     try:
         info = os.fstat(fd)

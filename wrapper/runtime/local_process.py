@@ -19,6 +19,7 @@ import signal
 
 from wrapper.clock import monotonic_s
 from wrapper.errors import RuntimeUnavailable
+from wrapper.files import remove_tree
 from wrapper.runtime import linux, spawn
 from wrapper.runtime.base import (
     CommandResult,
