@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from wrapper.errors import RuntimeUnavailable
-from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove, remove_tree
+from wrapper.files import remove_tree
+from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import signal
 
 from wrapper.clock import monotonic_s
 from wrapper.errors import RuntimeUnavailable
+from wrapper.files import remove_tree
 from wrapper.runtime import linux, spawn
 from wrapper.runtime.base import (
     CommandResult,
@@ -30,7 +31,7 @@ from wrapper.runtime.base import (
 )
 from wrapper.runtime.child import Child
 from wrapper.runtime.command import run_command
-from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove, remove_tree
+from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove
 from wrapper.runtime.process_tree import KILL_TIMEOUT_S, ProcessTree, read_stat
 from wrapper.runtime.stderr_log import StderrForward, StderrLogs
 from wrapper.runtime.stderr_reader import StderrReader

@@ -1,0 +1,234 @@
+"""Handing the directories of an action's tree to a worker, and taking them back.
+
+Owns what is remembered of each directory meanwhile, and the two ways to hand one over:
+
+- *shared*: a directory in which input files lie keeps its owner and becomes writable for all; only the
+  worker reaches it, through an execroot of mode 0700. It adds and removes entries, but the modification
+  time, which every such change sets, it cannot set back: only an owner can. So an untouched directory is
+  recognised by one `fstat`, after the lock, with no race and no list of names. That is what makes a
+  thousand inputs cheap. (Had the worker owned it, only the change time could not be forged, and the lock
+  itself sets that.)
+- *own*: a directory without files (the parents of outputs, as a rule) becomes the worker's. A tool may do
+  there what it likes: set times and modes. It is listed when it is taken back.
+
+Locking a directory is to make it one that the worker cannot change any more, by path or by a descriptor
+that it kept: the action's owner, and nobody else may write. From the top down, each step looks only at
+what is locked already. Where the worker has the owner's uid (*trusted*) nothing is changed or locked.
+
+Knows nothing of outputs. Directories are reached by descriptor, one component at a time, never through links.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from wrapper.files import DIRECTORY, Descent, open_mine
+
+_SENTINEL_NS = 1_000_000_000 * 1_000_000_000  # 2001-09-09: no change of a directory happens then
+_OTHERS_MAY_WRITE = 0o022
+_ALL_MAY_ALL = 0o777
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    uid: int
+    gid: int
+
+
+class Directory:
+    """What is remembered of a directory that was handed over.
+
+    `mode`: that it is given back with; what it had, less the right of others to write. `names`: inodes
+    of all entries, or None where whose a file is tells what it is.
+    """
+
+    __slots__ = ("below", "changed_ns", "inode", "is_shared", "mode", "name", "names")
+
+    def __init__(
+        self,
+        name: str,
+        inode: int,
+        mode: int,
+        changed_ns: int,
+        is_shared: bool,
+        names: dict[str, int] | None,
+    ) -> None:
+        self.name = name
+        self.inode = inode
+        self.mode = mode
+        self.changed_ns = changed_ns
+        self.is_shared = is_shared
+        self.below: list[Directory] = []
+        self.names = names
+
+
+class Handover:
+    """The two sides of one action, and how directories pass between them."""
+
+    def __init__(
+        self, owner: Ids, worker: Ids, *, now_ns: int, counts_links: bool, keeps_names: bool = False
+    ) -> None:
+        self.owner = owner
+        self.worker = worker
+        self.is_trusted = owner.uid == worker.uid
+        self._keeps_names = keeps_names or self.is_trusted
+        # A directory changed in the present tick of the file system's clock could be changed once more
+        # without any difference (before Linux 6.13, a tick is some milliseconds).
+        self._now_ns = now_ns
+        self._counts_links = counts_links and not self._keeps_names
+
+    # ---- there -----------------------------------------------------------------------------------------
+
+    def hand_over(self, parent: int, names: Iterable[str], found: list[Directory]) -> None:
+        """Hand over these subdirectories with all that is below. `found` tells which, whatever happens."""
+        descent = Descent(parent)
+        todo: list[tuple[Iterator[str], list[Directory]]] = [(iter(names), found)]
+        try:
+            while todo:
+                rest, found = todo[-1]
+                parent = descent.fd
+                for name in rest:
+                    fd = os.open(name, DIRECTORY, dir_fd=parent)
+                    try:
+                        below = self._hand_over_one(fd, name, found)
+                    except BaseException:
+                        os.close(fd)
+                        raise
+                    if below:
+                        descent.enter(fd)
+                        todo.append((iter(below), found[-1].below))
+                        break
+                    os.close(fd)
+                else:
+                    todo.pop()
+                    if todo:
+                        descent.leave()
+        finally:
+            descent.close()
+
+    def _hand_over_one(self, fd: int, name: str, found: list[Directory]) -> list[str] | None:
+        info = os.fstat(fd)
+        below: list[str] | None = None
+        names: dict[str, int] | None = None
+        if self._counts_links and info.st_nlink == 2:
+            has_files = has_entries(fd)
+        else:
+            with os.scandir(fd) as listing:
+                every = list(listing)
+            below = [entry.name for entry in every if entry.is_dir(follow_symlinks=False)]
+            has_files = len(below) < len(every)
+            if self._keeps_names:
+                names = {entry.name: entry.inode() for entry in every}
+        mode = stat.S_IMODE(info.st_mode)
+        returned_mode = mode if self.is_trusted else mode & ~_OTHERS_MAY_WRITE
+        directory = Directory(name, info.st_ino, returned_mode, info.st_mtime_ns, has_files, names)
+        found.append(directory)
+        if has_files and info.st_mtime_ns >= self._now_ns:
+            os.utime(fd, ns=(_SENTINEL_NS, _SENTINEL_NS))
+            directory.changed_ns = _SENTINEL_NS
+        if self.is_trusted:
+            return below
+        if has_files:
+            os.fchmod(fd, mode | _ALL_MAY_ALL)
+        else:
+            os.fchown(fd, self.worker.uid, self.worker.gid)
+        return below
+
+    # ---- and back --------------------------------------------------------------------------------------
+
+    def open_and_lock(self, parent: int, name: str, known: Directory | None) -> tuple[int, bool]:
+        """Descriptor of a subdirectory that the worker can change no more, and whether it did before."""
+        try:
+            fd = os.open(name, DIRECTORY, dir_fd=parent)
+        except PermissionError:  # the worker's modes; only a daemon that is not root gets here
+            fd = open_mine(parent, name)
+        try:
+            if known is not None and known.is_shared:
+                if not self.is_trusted:
+                    os.fchmod(fd, known.mode)
+                info = os.fstat(fd)
+                if info.st_ino == known.inode and info.st_uid == self.owner.uid:
+                    # What is not its own has the mode that we gave it: the worker cannot change that.
+                    if self.is_trusted and stat.S_IMODE(info.st_mode) != known.mode:
+                        os.fchmod(fd, known.mode)
+                    return fd, info.st_mtime_ns != known.changed_ns
+            self.lock(fd, 0o755 if known is None else known.mode)
+            return fd, True
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def lock(self, fd: int, mode: int) -> None:
+        """Make a directory the owner's, with this mode."""
+        # In this order: until it is not the worker's any more, the worker can undo the mode.
+        if not self.is_trusted:
+            os.fchown(fd, self.owner.uid, self.owner.gid)
+        os.fchmod(fd, mode)
+
+    def take_back(self, parent: int, directories: list[Directory]) -> OSError | None:
+        """Undo `hand_over` where the worker never was. Goes on after an error, and returns the first."""
+        if self.is_trusted:
+            return None
+        first: OSError | None = None
+        descent = Descent(parent)
+        todo = [iter(directories)]
+        try:
+            while todo:
+                for directory in todo[-1]:
+                    try:
+                        fd, _ = self.open_and_lock(descent.fd, directory.name, directory)
+                    except OSError as error:
+                        first = first or error
+                        continue
+                    if directory.below:
+                        descent.enter(fd)
+                        todo.append(iter(directory.below))
+                        break
+                    os.close(fd)
+                else:
+                    todo.pop()
+                    if todo:
+                        descent.leave()
+        except OSError as error:
+            first = first or error
+        finally:
+            descent.close()
+        return first
+
+
+def _with_getdents() -> Callable[[int], bool]:
+    import ctypes
+
+    # Keeps the interpreter's lock: to give it away and take it back costs more than the call.
+    call = ctypes.PyDLL(None).getdents64
+    call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    call.restype = ctypes.c_ssize_t
+    # Each entry takes 19 bytes and its name, rounded up to eight: "." and ".." take 24 each, and the
+    # longest 280. So one more entry finds room here, whatever it is called.
+    buffer = ctypes.create_string_buffer(24 + 24 + 280)
+    size = len(buffer)
+
+    def has_entries(fd: int) -> bool:
+        return bool(call(fd, buffer, size) > 24 + 24)
+
+    return has_entries
+
+
+def _with_scandir(fd: int) -> bool:
+    with os.scandir(fd) as entries:
+        return next(entries, None) is not None
+
+
+try:
+    has_entries = _with_getdents()  # a quarter less than `scandir` of what a thousand inputs cost to stage
+except (ImportError, OSError, AttributeError):  # a C library that does not export it
+    has_entries = _with_scandir
+
+
+def file_system_clock_ns(fd: int) -> int:
+    """The time that a change now would leave on this directory, which is ours."""
+    os.utime(fd)
+    return os.fstat(fd).st_mtime_ns

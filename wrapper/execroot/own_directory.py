@@ -1,0 +1,113 @@
+"""The directory in which one worker lives: that it keeps its inodes, who may change it when, and emptying it.
+
+It has levels: the execroot itself and, if the worker's working directory is below it, the directories on
+the way there, which are never moved or renamed over. Knows nothing of actions.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from wrapper.errors import RuntimeUnavailable
+from wrapper.execroot.handover import Ids, file_system_clock_ns
+from wrapper.files import DIRECTORY, remove_entry, remove_tree
+
+
+@dataclass(slots=True)
+class Level:
+    """The execroot, or a directory on the way from there to the working directory."""
+
+    fd: int
+    path: list[str]
+    inode: int
+    kept: str | None = None
+    """The entry that leads to the next level."""
+
+
+class OwnDirectory:
+    """Made empty, with mode 0700, the worker's own whenever it is not locked. Raises OSError."""
+
+    def __init__(self, path: str, worker: Ids, components: list[str], seen_as: str) -> None:
+        self.path = path
+        self.worker = worker
+        self.seen_as = seen_as
+        self.levels: list[Level] = []
+        self.counts_links = False
+        """Whether a directory here tells by its number of links that it has no subdirectories."""
+        self.unusable = ""
+        """Why it takes no more actions; empty if it does."""
+        self._is_ours = worker.uid == os.geteuid()
+        """We run as the worker does: nothing can be kept from it, and nothing is."""
+        os.mkdir(path, 0o700)
+        try:
+            self._furnish(components)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _furnish(self, components: list[str]) -> None:
+        fd = os.open(self.path, DIRECTORY)
+        self._add_level(fd, [])
+        os.mkdir("probe", dir_fd=fd)
+        self.counts_links = os.fstat(fd).st_nlink == 3
+        os.rmdir("probe", dir_fd=fd)
+        for component in components:
+            above = self.levels[-1]
+            os.mkdir(component, 0o700, dir_fd=above.fd)
+            above.kept = component
+            self._add_level(os.open(component, DIRECTORY, dir_fd=above.fd), [*above.path, component])
+        self.unlock()
+
+    def _add_level(self, fd: int, path: list[str]) -> None:
+        try:
+            self.levels.append(Level(fd, path, os.fstat(fd).st_ino))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def lock(self) -> None:
+        """From here on the worker moves nothing into the execroot or out of it. Raises OSError."""
+        above: Level | None = None
+        for level in self.levels:
+            if above is not None and above.kept is not None:
+                info = os.stat(above.kept, dir_fd=above.fd, follow_symlinks=False)
+                if info.st_ino != level.inode:
+                    raise OSError(errno.ESTALE, "the worker has replaced its working directory", above.kept)
+            if not self._is_ours:
+                os.fchown(level.fd, os.geteuid(), os.getegid())
+            os.fchmod(level.fd, 0o700)  # after the owner: the worker could have given rights to all
+            above = level
+
+    def unlock(self) -> None:
+        """It is the worker's again. Raises OSError."""
+        if not self._is_ours:
+            for level in self.levels:
+                os.fchown(level.fd, self.worker.uid, self.worker.gid)
+
+    def empty(self) -> int:
+        """Lock it and remove all that is in it. Returns the file system's time.
+
+        Raises RuntimeUnavailable, and takes no more actions then.
+        """
+        try:
+            self.lock()
+            for level in self.levels:
+                for name in os.listdir(level.fd):
+                    if name != level.kept:
+                        remove_entry(level.fd, name)
+            return file_system_clock_ns(self.levels[0].fd)
+        except OSError as error:
+            self.unusable = "unusable"
+            raise RuntimeUnavailable(
+                f"the worker's execroot {self.path} cannot be emptied: {error}"
+            ) from error
+
+    def remove(self) -> None:
+        """Delete it with all that is in it. Idempotent. Raises RuntimeUnavailable if it stays."""
+        for level in self.levels:
+            os.close(level.fd)
+        self.levels = []
+        self.unusable = "removed"
+        remove_tree(self.path)
