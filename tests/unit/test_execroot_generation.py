@@ -13,7 +13,7 @@ import pytest
 
 from wrapper.errors import ConfigError
 from wrapper.execroot.action_execroot import ActionExecroot
-from wrapper.execroot.generation import Generation, take_over
+from wrapper.generation import Generation, take_over
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,7 @@ def end(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
 DIES_IN_MID_STAGE = """
 import os, signal, sys
 from wrapper.execroot.action_execroot import ActionExecroot
-from wrapper.execroot.generation import Generation
+from wrapper.generation import Generation
 generation = Generation.begin(sys.argv[1])
 uid = 1000 if os.geteuid() == 0 else os.geteuid()
 execroot = ActionExecroot.make(generation.path, "w1", uid=uid, gid=uid)
@@ -121,7 +121,7 @@ def test_of_several_who_start_at_once_exactly_one_gets_each_dead_generation(base
         generation.leave()
     code = """
 import sys
-from wrapper.execroot.generation import Generation, take_over
+from wrapper.generation import Generation, take_over
 print("ready", flush=True)
 input()
 own = Generation.begin(sys.argv[1])

@@ -103,7 +103,7 @@ class ParentGroup:
             _write(f"{root}{self.name}/pids.max", str(pids_limit))
         except OSError as error:
             raise RuntimeUnavailable(
-                f"cannot limit the processes of a worker (isolation.pids_limit): {error}; the wrapper must be "
+                f"cannot limit a worker's processes (isolation.pids_limit): {error}; the wrapper must be "
                 f"able to make control groups below {root}"
             ) from error
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wrapper.errors import RuntimeUnavailable
+from wrapper.files import remove_tree
+from wrapper.generation import Generation, take_over
 from wrapper.runtime.bounded_tmp import mounts_below, unmount
 from wrapper.runtime.cgroups import ParentGroup
 from wrapper.runtime.cri_engine import CriEngine
-from wrapper.runtime.generation import Generation
-from wrapper.runtime.private_tmpdir import remove_tree
 
 LABEL = "nativelink-worker-wrapper"
 OWNER_LABEL = f"{LABEL}/owner"
@@ -147,7 +147,7 @@ async def remove_predecessors(engine: CriEngine, base: str, owner: str) -> int:
 
     Raises EngineError if the engine is away: then their folders stay, and so does the knowledge of them.
     """
-    dead = Generation.dead(base)
+    dead = take_over(base)
     removed = 0
     try:
         for generation in dead:
@@ -156,11 +156,11 @@ async def remove_predecessors(engine: CriEngine, base: str, owner: str) -> int:
             for point in mounts_below(generation.path):
                 unmount(point)
             remove_groups(generation)
-            generation.remove()
+            generation.wipe()
             removed += 1
     finally:
         for generation in dead:
-            generation.let_go()
+            generation.leave()
     return removed
 
 

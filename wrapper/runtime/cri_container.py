@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wrapper.errors import RuntimeUnavailable, WorkerStartFailed, WrapperError
+from wrapper.generation import Generation
 from wrapper.runtime import cri_runtime_pb2 as cri
 from wrapper.runtime import linux
 from wrapper.runtime.base import Mount, WorkerSpec
@@ -41,7 +42,6 @@ from wrapper.runtime.cri_belongings import (
 from wrapper.runtime.cri_engine import CriEngine
 from wrapper.runtime.cri_stdio import SOCKET_NAME, ShimLink, StartedPids
 from wrapper.runtime.cri_worker import ContainerWorker, pid_inside
-from wrapper.runtime.generation import Generation
 from wrapper.runtime.isolation import OWN_PROCESSES, Isolation, what_was_ignored
 from wrapper.runtime.native import shim_path
 from wrapper.runtime.node_gc import AGENT
@@ -99,6 +99,10 @@ class CriRuntime:
 
     def __repr__(self) -> str:
         return f"<CriRuntime {self.settings.pool} on {self.settings.socket}>"
+
+    async def prepare(self) -> None:
+        """See Runtime."""
+        await self._prepared()
 
     async def start(self, spec: WorkerSpec) -> ContainerWorker:
         """See Runtime."""
@@ -168,9 +172,9 @@ class CriRuntime:
         if generation is not None:
             if all_removed:
                 remove_groups(generation)
-                generation.remove()
+                generation.wipe()
             else:
-                generation.let_go()
+                generation.leave()
 
 
 async def _end_unwanted(birth: asyncio.Task[ContainerWorker]) -> None:
@@ -369,9 +373,9 @@ class _Birth:
         ignored = what_was_ignored(self._settings.isolation, pids.worker, group, places)
         if ignored:
             raise RuntimeUnavailable(
-                f"{self._runtime.engine.name} did not isolate a worker of pool {self._settings.pool} as it was "
-                f"asked to: {'; '.join(ignored)}. Mend the engine, or switch that off by its name, knowing "
-                "what it means"
+                f"{self._runtime.engine.name} did not isolate a worker of pool {self._settings.pool} as "
+                f"asked: {'; '.join(ignored)}. Mend the engine, or switch that off by its name, knowing what "
+                "it means"
             )
 
 
