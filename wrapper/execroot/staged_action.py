@@ -144,10 +144,11 @@ class StagedAction:
             for number, name in reversed(self._moved):
                 try:
                     os.rename(name, name, src_dir_fd=own.levels[number].fd, dst_dir_fd=self._fds[number])
-                except FileNotFoundError:
-                    pass  # the one that could not be moved
                 except OSError as second:
-                    first = first or second
+                    # The one that could not be moved is not here. Asked after: across mounts rename looks at
+                    # the mounts first, and says EXDEV for what does not exist.
+                    if _exists(own.levels[number].fd, name):
+                        first = first or second
         self._end()
         try:
             if not own.unusable:
@@ -221,3 +222,11 @@ class StagedAction:
                 os.close(fd)
         self._fds = []
         self._tops = []
+
+
+def _exists(directory_fd: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
