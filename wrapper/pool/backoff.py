@@ -8,6 +8,7 @@ FIRST_DELAY_S = 0.2
 MAX_DELAY_S = 30.0
 MAX_DELAY_OF_RUNTIME_S = 2.0
 """A container engine that restarts is back in a moment, and requests wait for it."""
+RUNTIME_PATIENCE_S = 5.0
 EARLY_DEATHS_TOLERATED = 2
 """Workers in a row that may die before their first answer before callers are refused.
 
@@ -24,14 +25,16 @@ class StartBackoff:
     after EARLY_DEATHS_TOLERATED of them, and only if no worker of this key has ever served: else
     whatever kills them, requests that were sent to none of them are not to blame.
 
-    And when it is the runtime that cannot start anything now, for a key that has served before, callers
-    wait until it can: it is a matter of time, and not of the program.
+    And when it is the runtime that cannot start anything now, callers wait until it can: that is a matter of
+    time, and not of the program. For a key that has never served it may be one of the configuration: then
+    they are told after RUNTIME_PATIENCE_S.
     """
 
-    __slots__ = ("_failures", "_has_served", "_refusing", "_waits", "error", "retry_at")
+    __slots__ = ("_failing_since", "_failures", "_has_served", "_refusing", "_waits", "error", "retry_at")
 
     def __init__(self) -> None:
         self._failures = 0
+        self._failing_since = 0.0
         self._has_served = False
         self._refusing = False
         self._waits = False
@@ -39,7 +42,10 @@ class StartBackoff:
         self.retry_at = 0.0
 
     def start_failed(self, now: float, error: WrapperError) -> None:
-        if self._has_served and isinstance(error, RuntimeUnavailable):
+        if not self._failures:
+            self._failing_since = now
+        patient = self._has_served or now - self._failing_since < RUNTIME_PATIENCE_S
+        if patient and isinstance(error, RuntimeUnavailable):
             self._note(now, error, MAX_DELAY_OF_RUNTIME_S)
             self._waits = True
             return

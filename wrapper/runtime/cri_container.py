@@ -154,10 +154,11 @@ class CriRuntime:
             return
         self._closed = True
         try:
-            if self._preparing is not None:
-                await asyncio.wait([self._preparing])
-                if not self._preparing.cancelled():
-                    self._preparing.exception()
+            preparing = self._preparing
+            if preparing is not None:
+                await asyncio.wait([preparing], timeout=REMOVAL_PATIENCE_S)
+                preparing.cancel()
+                await asyncio.gather(preparing, return_exceptions=True)
             if self._unwanted:
                 await asyncio.wait(self._unwanted, timeout=REMOVAL_PATIENCE_S)
             all_removed = await self.removal.finish()
