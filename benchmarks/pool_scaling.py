@@ -33,6 +33,9 @@ class IdleRuntime:
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
 
+    async def prepare(self) -> None:
+        pass
+
     async def start(self, spec: WorkerSpec) -> IdleWorker:
         return IdleWorker(spec, os.dup(self.read_fd))
 

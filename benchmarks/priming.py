@@ -84,7 +84,7 @@ async def compile_once(pool: WorkerPool, key: WorkerKey, tool: Tool) -> float:
     shutil.copytree(tool.inputs, sandbox)
     try:
         assert lease.execroot is not None
-        staged = lease.execroot.stage(os.fsencode(sandbox.relative_to(key.cwd)))
+        staged = lease.execroot.stage_sandbox(os.fsencode(sandbox.relative_to(key.cwd)))
         began = time.perf_counter()
         answer = await lease.execute(tool.request(tool.measured))
         took_s = time.perf_counter() - began

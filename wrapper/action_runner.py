@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wrapper.errors import RequestCancelled, RuntimeUnavailable, WrapperError
-from wrapper.execroot.worker_execroot import StagedSandbox
+from wrapper.execroot.scratch import Staged
 from wrapper.pool.lease import Lease
 from wrapper.pool.pool import WorkerPool
 from wrapper.pool.worker_key import WorkerKey
@@ -37,6 +37,34 @@ class ToolAbilities:
     """A tool that was asked to cancel and has not answered by then is stopped, if it is singleplex."""
 
 
+async def run_action(
+    pool: WorkerPool, key: WorkerKey, request: WorkRequest, *, directory_fd: int | None = None
+) -> WorkResponse:
+    """One action from lease to release; raises the WrapperError that prevented an answer.
+
+    Cancelled, it returns when no process is at work for it any more.
+    """
+    ended: asyncio.Future[WorkResponse | WrapperError] = asyncio.get_running_loop().create_future()
+    action = Action(
+        pool,
+        ToolAbilities(multiplex=key.multiplex),
+        key,
+        request,
+        ended.set_result,
+        directory_fd=directory_fd,
+    )
+    action.start()
+    try:
+        outcome = await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        action.abort()
+        await asyncio.wait([ended])
+        raise
+    if isinstance(outcome, WrapperError):
+        raise outcome
+    return outcome
+
+
 class Action:
     """One request on its way through the pool.
 
@@ -47,6 +75,7 @@ class Action:
 
     __slots__ = (
         "_cancelled",
+        "_directory_fd",
         "_key",
         "_lease",
         "_lease_id",
@@ -65,6 +94,8 @@ class Action:
         key: WorkerKey,
         request: WorkRequest,
         on_outcome: Callable[[WorkResponse | WrapperError], None],
+        *,
+        directory_fd: int | None = None,
     ) -> None:
         self._pool = pool
         self._tool = tool
@@ -73,7 +104,8 @@ class Action:
         self._on_outcome: Callable[[WorkResponse | WrapperError], None] | None = on_outcome
         self._lease_id = 0
         self._lease: Lease | None = None
-        self._staged: StagedSandbox | None = None
+        self._directory_fd = directory_fd
+        self._staged: Staged | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._cancelled = False
 
@@ -111,7 +143,7 @@ class Action:
             self._end(RequestCancelled("the request was cancelled while it waited for a worker"))
             return
         lease.give_up()
-        self._abandon_sandbox()
+        self._abandon()
         lease.release()
         gone = RequestCancelled("the request was cancelled; its worker was stopped")
         self._pool.when_stopped(lease.worker_id, lambda: self._end(gone))
@@ -122,19 +154,17 @@ class Action:
             return
         self._lease = lease
         try:
-            sandbox_dir = self._request.pb.sandbox_dir
-            if sandbox_dir and not self._tool.sandbox:
-                self._stage(lease, sandbox_dir)
+            self._stage(lease)
             lease.send(self._request, self._answered)
         except WrapperError as error:
             if isinstance(error, RuntimeUnavailable):
                 lease.stop_worker(StopReason.UNCLEAN)
-            self._give_back_sandbox()
+            self._give_back()
             self._end(error)
             lease.release()
         except Exception as error:  # noqa: BLE001 - the slot must not be lost, nor the asker left waiting
             _log.exception("an error of the wrapper's own")
-            self._abandon_sandbox()
+            self._abandon()
             self._end(WrapperError(f"an error of the wrapper's own: {error!r}"))
             lease.stop_worker(StopReason.FAILED)
             lease.release()
@@ -144,22 +174,30 @@ class Action:
         if lease is None or self._cancelled:
             return
         if isinstance(answer, WrapperError):
-            self._abandon_sandbox()
+            self._abandon()
         else:
-            problem = self._give_back_sandbox()
+            problem = self._give_back()
             answer = answer if problem is None else problem
         try:
             self._end(answer)
         finally:
             lease.release()
 
-    def _stage(self, lease: Lease, sandbox_dir: bytes) -> None:
+    def _stage(self, lease: Lease) -> None:
+        """Show the worker the files of this request, if they are not where it works anyway."""
+        sandbox_dir = self._request.pb.sandbox_dir
+        is_sandboxed = sandbox_dir and not self._tool.sandbox
+        if self._directory_fd is None and not is_sandboxed:
+            return
         if lease.execroot is None:
-            raise AssertionError("a sandboxed request was given to a worker without an execroot of its own")
-        self._request.pb.sandbox_dir = b""
-        self._staged = lease.execroot.stage(sandbox_dir)
+            raise AssertionError("a request with files of its own was given to a worker without an execroot")
+        if self._directory_fd is not None:
+            self._staged = lease.execroot.stage_action(self._directory_fd)
+        else:
+            self._request.pb.sandbox_dir = b""
+            self._staged = lease.execroot.stage_sandbox(sandbox_dir)
 
-    def _give_back_sandbox(self) -> WrapperError | None:
+    def _give_back(self) -> WrapperError | None:
         if self._staged is not None and self._lease is not None:
             try:
                 self._lease.kill_stragglers()
@@ -169,7 +207,7 @@ class Action:
                 return error
         return None
 
-    def _abandon_sandbox(self) -> None:
+    def _abandon(self) -> None:
         """The worker may still write there: its execroot goes with it, nothing is given back."""
         if self._staged is not None:
             self._staged.abandon()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from wrapper.config import Command, Config, PoolConfig, load_config
+from wrapper.config_containers import MountConfig
 from wrapper.errors import ConfigError
 from wrapper.runtime.base import Language
 
@@ -46,6 +47,7 @@ def describe(config: Config, source: str) -> Iterator[str]:
         _value(config.max_concurrent_warmups, "what fits the processors"),
         "max_concurrent_warmups" in given,
     )
+    yield _line("state_dir", _value(config.state_dir, "the system's place"), "state_dir" in given)
     yield _line("drain_timeout_s", _value(config.drain_timeout_s), "drain_timeout_s" in given)
     for pool in config.pools:
         yield ""
@@ -59,7 +61,8 @@ def _pool(pool: PoolConfig) -> Iterator[str]:
     for name in ("cri_socket", "container_image"):
         value = getattr(pool, name)
         if value is not None:
-            yield _line(name, f"{value} (not used by plain processes)", True)
+            unused = " (not used by plain processes)" if pool.runtime == "process" else ""
+            yield _line(name, f"{value}{unused}", True)
     command = _value(pool.worker_command) if pool.worker_command else "none: the tool comes with the request"
     yield _line("worker_command", command, "worker_command" in given)
     yield _line("env", ", ".join(sorted(pool.env)) or "empty", "env" in given)
@@ -77,15 +80,30 @@ def _pool(pool: PoolConfig) -> Iterator[str]:
         if name not in ("commands", "verification", "post_job_cleanup", "default_timeout_s"):
             value = _value(getattr(pool.warmup, name)) + _warmup_note(pool, name)
             yield _line(f"warmup.{name}", value, name in pool.warmup.model_fields_set)
-    for section in ("lifecycle", "limits", "memory"):
+    sections = ("lifecycle", "limits", "memory", "execroot", "isolation")
+    for section in sections if pool.runtime == "cri" else sections[:-1]:
         values = getattr(pool, section)
         for name in type(values).model_fields:
-            value = _value(getattr(values, name), "never" if section == "lifecycle" else "no limit")
+            value = _value(getattr(values, name), _nothing(section, name))
             yield _line(f"{section}.{name}", value + _note(pool, name), name in values.model_fields_set)
     yield _line("gc_command", _garbage_collection(pool), "gc_command" in given)
 
 
+def _nothing(section: str, name: str) -> str:
+    if section == "lifecycle":
+        return "never"
+    return "none" if section == "execroot" or name.startswith("run_as") else "no limit"
+
+
 def _note(pool: PoolConfig, name: str) -> str:
+    if name == "run_as_user" and pool.isolation.run_as_user is None:
+        if pool.execroot.strategy == "inplace":
+            return ": the owner of the host's execroot"
+        return f": {pool.isolation.uid}"
+    if name == "run_as_group" and pool.isolation.run_as_group is None:
+        return ": as run_as_user"
+    if name == "strategy" and not pool.has_own_execroots and pool.execroot.strategy != "inplace":
+        return " (not used without a work_root: the workers run where the wrapper does)"
     lifetime = pool.pool_limits()
     if name == "worker_ttl_seconds" and lifetime.worker_ttl_s is not None:
         shortest = lifetime.worker_ttl_s * (1 - lifetime.worker_ttl_jitter)
@@ -121,6 +139,8 @@ def _value(value: object, none: str = "none") -> str:
         return none
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, tuple) and value and isinstance(value[0], MountConfig):
+        return ", ".join(f"{mount.host_path} at {mount.path or mount.host_path}" for mount in value)
     return json.dumps(value, ensure_ascii=False)
 
 

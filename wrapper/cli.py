@@ -50,6 +50,9 @@ examples:
   nativelink_worker_wrapper check-config pools.json5
       say what a configuration means, or what is wrong with it
 
+  nativelink_worker_wrapper check-runtime pools.json5
+      say whether the container engine can do what the configuration asks of it
+
   nativelink_worker_wrapper record --output javac.rec -- tool --persistent_worker
       serve as usual, and keep the requests with their inputs to prime new workers with
 
@@ -73,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args[:1] == ["check-config"]:
             return _check_config(args[1:])
+        if args[:1] == ["check-runtime"]:
+            return _check_runtime(args[1:])
         if args[:1] == ["record"]:
             return _worker_mode(args[1:], recording=True)
         return _worker_mode(args)
@@ -102,6 +107,23 @@ def _check_config(args: Sequence[str]) -> int:
     return check_config(parser.parse_args(args).file, sys.stdout)
 
 
+def _check_runtime(args: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="nativelink_worker_wrapper check-runtime",
+        description="Say what the container engine of each pool can, and what is missing: the engine itself, "
+        "its network, the image, and whether a worker starts and is isolated as asked.",
+    )
+    parser.add_argument(
+        "file", metavar="FILE", help="a JSON5 file with pools; those with runtime cri are looked at"
+    )
+    given = parser.parse_args(args)
+    import asyncio
+
+    from wrapper.check_runtime import check_runtime
+
+    return asyncio.run(check_runtime(given.file, sys.stdout))
+
+
 def _parser(*, recording: bool = False) -> _Parser:
     if recording:
         parser = _Parser(
@@ -116,6 +138,7 @@ def _parser(*, recording: bool = False) -> _Parser:
             prog="nativelink_worker_wrapper",
             usage="%(prog)s [options] -- TOOL [STARTUP ARGS] --persistent_worker\n"
             "       %(prog)s check-config FILE\n"
+            "       %(prog)s check-runtime FILE\n"
             "       %(prog)s record --output FILE [options] -- TOOL [STARTUP ARGS] --persistent_worker",
             description=_DESCRIPTION,
             epilog=_EPILOG,
@@ -213,7 +236,7 @@ def _worker_mode(args: list[str], *, recording: bool = False) -> int:
         level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(given.verbose, 2)],
         format="nativelink_worker_wrapper: %(message)s",
     )
-    pool, total = _configured(given)
+    pool, total, state_dir = _configured(given)
     if not tool and pool is not None and pool.worker_command:
         tool = [*pool.worker_command]
     elif not tool:
@@ -225,12 +248,12 @@ def _worker_mode(args: list[str], *, recording: bool = False) -> int:
 
         run_once(tool)
     from wrapper.event_loop import run
-    from wrapper.runtime.local_process import LocalProcessRuntime
+    from wrapper.runtimes import runtime_of
     from wrapper.worker_mode import serve
 
     options = _options(given, tool, pool, total)
     forward = None if given.log_dir is not None else sys.stderr.fileno()
-    runtime = LocalProcessRuntime(log_dir=given.log_dir, forward_stderr_to=forward)
+    runtime = runtime_of(pool, state_dir, log_dir=given.log_dir, forward_stderr_to=forward)
     recorder = None
     if recording:
         from wrapper.record import Recorder
@@ -279,7 +302,8 @@ def _options(
         limits = replace(limits, max_requests_per_worker_at_once=given.tool_multiplex)
     env = {**os.environ, **(dict(pool.env) if pool is not None else {})}
     cwd = os.getcwd()
-    program = resolve_program(tool[0], env, cwd)
+    in_container = settings.execroot.in_container
+    program = tool[0] if in_container else resolve_program(tool[0], env, cwd)
     language = settings.language
     if given.language != "auto":
         language = Language(given.language)
@@ -305,12 +329,12 @@ def _options(
     )
 
 
-def _configured(given: argparse.Namespace) -> tuple[PoolConfig | None, TotalLimits]:
-    """The pool of --config that is meant, None without one, and the limits over all pools."""
+def _configured(given: argparse.Namespace) -> tuple[PoolConfig | None, TotalLimits, str | None]:
+    """The pool of --config that is meant, None without one; the limits over all pools; `state_dir`."""
     from wrapper.pool.limits import TotalLimits
 
     if given.config is None:
-        return None, TotalLimits()
+        return None, TotalLimits(), None
     from wrapper.config import load_config
 
     config = load_config(given.config)
@@ -322,7 +346,11 @@ def _configured(given: argparse.Namespace) -> tuple[PoolConfig | None, TotalLimi
         served = "; ".join(f"{pool.name}: {', '.join(pool.keys) or 'no keys'}" for pool in config.pools)
         asked = f"persistentWorkerKey {key!r}" if key else "requests without a key (--persistent-worker-key)"
         raise ConfigError(f"{given.config}: no pool serves {asked}. Pools and their keys: {served}")
-    return pool, config.total_limits()
+    if pool.runtime == "cri":
+        from wrapper.runtimes import in_place
+
+        pool = in_place(pool, os.getcwd())
+    return pool, config.total_limits(), config.state_dir
 
 
 def _positive(text: str) -> int:

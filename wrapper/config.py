@@ -13,11 +13,13 @@ from pathlib import Path
 
 import json5
 
+from wrapper.config_fields import MEBIBYTE
 from wrapper.config_models import Command, Config, Lifecycle, Limits, Memory, PoolConfig, Warmup
 from wrapper.config_problems import path_of, problems_of, shown
 from wrapper.errors import ConfigError
 
 __all__ = [
+    "MEBIBYTE",
     "Command",
     "Config",
     "Lifecycle",

@@ -2,65 +2,47 @@
 
 Owns the shape of the configuration and its translation into the plain values that the rest of the
 program works with. Knows nothing of files or of how an error is worded (`config.py`,
-`config_problems.py`). With those two the only place that imports pydantic.
+`config_problems.py`). With those, `config_fields.py` and
+`config_containers.py` the only place that imports pydantic.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+from pydantic import Field, Strict, StringConstraints
 
+from wrapper.config_containers import EXECROOTS, ExecrootConfig, IsolationConfig
+from wrapper.config_fields import (
+    MEBIBYTE,
+    Allowed,
+    Argv,
+    CountOrNever,
+    Milliseconds,
+    Positive,
+    Seconds,
+    Section,
+    Text,
+    Time,
+    TimeOrNever,
+    Whole,
+    Workers,
+    YesNo,
+)
 from wrapper.pool.limits import PoolLimits, TotalLimits
-from wrapper.pool.settings import PoolSettings, WarmupRules
+from wrapper.pool.settings import ExecrootSettings, PoolSettings, WarmupRules
 from wrapper.runtime.base import CommandSpec, Language
 
-MEBIBYTE = 1024 * 1024
 
-
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """What a field may hold, in words that complete "allowed: ..."; `choices`: what to guess from."""
-
-    words: str
-    choices: tuple[str, ...] = ()
-
-
-# Scalars are strict: a number in quotes or a 1 for true is a slip of the pen, not a value.
-_Whole = Annotated[int, Strict()]
-_Seconds = Annotated[float, Strict(), Field(gt=0, le=31_536_000, allow_inf_nan=False)]
-_Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00]*$")]
-_Positive = Annotated[int, Strict(), Field(ge=1, le=1_000_000_000)]
-
-_Workers = Annotated[int, Strict(), Field(ge=1, le=10_000), Allowed("a whole number from 1 to 10000")]
-_Time = Annotated[_Seconds, Allowed("a number of seconds above 0, at most a year")]
-_TimeOrNever = Annotated[
-    _Seconds | None, Allowed("a number of seconds above 0, at most a year, or null for no limit")
-]
-_Milliseconds = Annotated[
-    float,
-    Strict(),
-    Field(gt=0, le=3_600_000, allow_inf_nan=False),
-    Allowed("a number of milliseconds above 0, at most 3600000"),
-]
-_YesNo = Annotated[bool, Strict(), Allowed("true or false")]
-_CountOrNever = Annotated[_Positive | None, Allowed("a whole number of at least 1, or null for never")]
-_Argv = Annotated[tuple[_Text, ...], Allowed("a list of strings, the program first, none of them empty")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Command(_Section):
+class Command(Section):
     """A command that runs beside a worker, in its environment and working directory."""
 
-    argv: Annotated[_Argv, Field(min_length=1)]
+    argv: Annotated[Argv, Field(min_length=1)]
     timeout_s: Annotated[
-        _Seconds | None,
+        Seconds | None,
         Allowed("a number of seconds above 0, at most a year, or null for the section's default"),
     ] = None
 
@@ -71,25 +53,25 @@ class Command(_Section):
 _Commands = Annotated[tuple[Command, ...], Allowed("a list of commands, each {argv: [...], timeout_s: 30}")]
 
 
-class Warmup(_Section):
+class Warmup(Section):
     """How a new worker is made ready, and commands around its life."""
 
     commands: _Commands = ()
     verification: _Commands = ()
     post_job_cleanup: _Commands = ()
-    default_timeout_s: _Time = 30.0
+    default_timeout_s: Time = 30.0
     requests: Annotated[
-        tuple[_Text, ...],
+        tuple[Text, ...],
         Allowed('a list of record files, which "nativelink_worker_wrapper record" makes'),
     ] = ()
-    warmup_batch_size: Annotated[_Whole, Field(ge=1, le=1000), Allowed("a whole number from 1 to 1000")] = 10
-    preload: _YesNo = True
-    precompile: _YesNo = True
-    lazy_loading: _YesNo = False
-    allow_foreign_requests: _YesNo = False
-    target_cold_start_ms: _Milliseconds = 100.0
-    max_warmup_ms: _Milliseconds = 5000.0
-    unhealthy_after: Annotated[_Whole, Field(ge=1, le=1000), Allowed("a whole number from 1 to 1000")] = 3
+    warmup_batch_size: Annotated[Whole, Field(ge=1, le=1000), Allowed("a whole number from 1 to 1000")] = 10
+    preload: YesNo = True
+    precompile: YesNo = True
+    lazy_loading: YesNo = False
+    allow_foreign_requests: YesNo = False
+    target_cold_start_ms: Milliseconds = 100.0
+    max_warmup_ms: Milliseconds = 5000.0
+    unhealthy_after: Annotated[Whole, Field(ge=1, le=1000), Allowed("a whole number from 1 to 1000")] = 3
 
     def rules(self) -> WarmupRules:
         """All but the commands, for the pool."""
@@ -105,48 +87,48 @@ class Warmup(_Section):
         )
 
 
-class Lifecycle(_Section):
+class Lifecycle(Section):
     """When a worker has served its time."""
 
-    worker_ttl_seconds: _TimeOrNever = 3600.0
-    max_jobs_per_worker: _CountOrNever = 200
-    gc_job_frequency: _CountOrNever = 25
+    worker_ttl_seconds: TimeOrNever = 3600.0
+    max_jobs_per_worker: CountOrNever = 200
+    gc_job_frequency: CountOrNever = 25
 
 
-class Limits(_Section):
+class Limits(Section):
     """How far a pool may grow, and how long anything in it may take."""
 
-    max_instances_per_key: _Workers = 10
-    max_waiting: Annotated[_Whole, Field(ge=0, le=1_000_000), Allowed("a whole number from 0 to 1000000")] = (
+    max_instances_per_key: Workers = 10
+    max_waiting: Annotated[Whole, Field(ge=0, le=1_000_000), Allowed("a whole number from 0 to 1000000")] = (
         10_000
     )
     max_requests_per_worker_at_once: Annotated[
-        _Whole,
+        Whole,
         Field(ge=1, le=1000),
         Allowed("a whole number from 1 to 1000; above 1 only for tools that speak multiplex"),
     ] = 1
-    idle_timeout_s: _TimeOrNever = 300.0
+    idle_timeout_s: TimeOrNever = 300.0
     start_instead_after_ms: Annotated[
         float,
         Strict(),
         Field(ge=0, le=3_600_000, allow_inf_nan=False),
         Allowed("a number of milliseconds from 0 to 3600000"),
     ] = 1000.0
-    acquire_timeout_s: _TimeOrNever = 300.0
-    stop_grace_s: _Time = 5.0
-    frame_timeout_s: _Time = 5.0
-    max_frame_mb: Annotated[_Whole, Field(ge=1, le=1024), Allowed("a whole number from 1 to 1024")] = 64
+    acquire_timeout_s: TimeOrNever = 300.0
+    stop_grace_s: Time = 5.0
+    frame_timeout_s: Time = 5.0
+    max_frame_mb: Annotated[Whole, Field(ge=1, le=1024), Allowed("a whole number from 1 to 1024")] = 64
 
 
-class Memory(_Section):
+class Memory(Section):
     """What a worker may keep."""
 
     max_memory_mb: Annotated[
-        _Positive | None, Allowed("a whole number of MiB, at least 1, or null for no limit")
+        Positive | None, Allowed("a whole number of MiB, at least 1, or null for no limit")
     ] = None
 
 
-class PoolConfig(_Section):
+class PoolConfig(Section):
     """One pool: workers of one kind, and the keys that they serve."""
 
     name: Annotated[
@@ -160,14 +142,16 @@ class PoolConfig(_Section):
         Allowed('"jvm", "nodejs" or "custom(NAME)", for example "custom(rust)"', ("jvm", "nodejs")),
     ]
     keys: Annotated[
-        tuple[_Text, ...],
+        tuple[Text, ...],
         Allowed('a list of patterns of persistentWorkerKey, for example ["java-*"]'),
     ] = ()
-    runtime: Annotated[Literal["process"], Allowed('"process"', ("process",))] = "process"
-    cri_socket: Annotated[_Text | None, Allowed("the path of a CRI socket")] = None
-    container_image: Annotated[_Text | None, Allowed("the reference of an image")] = None
+    runtime: Annotated[Literal["process", "cri"], Allowed('"process" or "cri"', ("process", "cri"))] = (
+        "process"
+    )
+    cri_socket: Annotated[Text | None, Allowed("the path of a CRI socket")] = None
+    container_image: Annotated[Text | None, Allowed("the reference of an image")] = None
     worker_command: Annotated[
-        _Argv,
+        Argv,
         Allowed(
             "a list of strings, the program first, none of them empty; [] for a pool "
             "that only starts the tools of its requests"
@@ -180,8 +164,8 @@ class PoolConfig(_Section):
         ],
         Allowed("strings by name, a name without '='"),
     ] = {}
-    min_warm_workers: Annotated[_Whole, Field(ge=0, le=10_000), Allowed("a whole number from 0 to 10000")] = 2
-    max_workers: _Workers = 20
+    min_warm_workers: Annotated[Whole, Field(ge=0, le=10_000), Allowed("a whole number from 0 to 10000")] = 2
+    max_workers: Workers = 20
     worker_protocol: Annotated[Literal["proto", "json"], Allowed('"proto" or "json"', ("proto", "json"))] = (
         "proto"
     )
@@ -191,6 +175,30 @@ class PoolConfig(_Section):
     lifecycle: Annotated[Lifecycle, Allowed("an object")] = Lifecycle()
     limits: Annotated[Limits, Allowed("an object")] = Limits()
     memory: Annotated[Memory, Allowed("an object")] = Memory()
+    isolation: Annotated[IsolationConfig, Allowed("an object")] = IsolationConfig()
+    execroot: Annotated[ExecrootConfig, Allowed("an object")] = ExecrootConfig()
+
+    @property
+    def has_own_execroots(self) -> bool:
+        """Whether each worker runs in a directory of its own, into which an action's files are moved."""
+        if self.execroot.strategy == "inplace":
+            return False
+        return self.runtime == "cri" or self.execroot.work_root is not None
+
+    def execroot_settings(self, state_dir: str) -> ExecrootSettings:
+        """Where the workers work. `state_dir`: for the execroots of a pool that has no work root."""
+        work_root = self.execroot.work_root
+        in_container = self.runtime == "cri"
+        isolation = self.isolation
+        return ExecrootSettings(
+            strategy=self.execroot.strategy,
+            base=os.path.join(work_root or state_dir, EXECROOTS if work_root else "execroots"),
+            work_root=work_root or "",
+            seen_as=self.execroot.path if in_container else "",
+            uid=isolation.uid if in_container else None,
+            gid=isolation.gid if in_container else None,
+            in_container=in_container,
+        )
 
     @property
     def language_kind(self) -> Language:
@@ -228,8 +236,8 @@ class PoolConfig(_Section):
             unhealthy_after=self.warmup.unhealthy_after,
         )
 
-    def settings(self) -> PoolSettings:
-        """All that the pool is told."""
+    def settings(self, state_dir: str = "") -> PoolSettings:
+        """All that the pool is told. `state_dir`: see `execroot_settings`."""
         return PoolSettings(
             name=self.name,
             limits=self.pool_limits(),
@@ -239,6 +247,7 @@ class PoolConfig(_Section):
             warmup_rules=self.warmup.rules(),
             post_job_cleanup=self.cleanup_commands(),
             gc_command=self.gc_command_spec(),
+            execroot=self.execroot_settings(state_dir),
             frame_timeout_s=self.limits.frame_timeout_s,
             max_frame_bytes=self.max_frame_bytes(),
             acquire_timeout_s=self.limits.acquire_timeout_s,
@@ -270,7 +279,7 @@ class PoolConfig(_Section):
         return tuple(command.spec(self.warmup.default_timeout_s) for command in commands)
 
 
-class Config(_Section):
+class Config(Section):
     """The whole document."""
 
     pools: Annotated[
@@ -286,7 +295,11 @@ class Config(_Section):
         Annotated[int, Strict(), Field(ge=1, le=1000)] | None,
         Allowed("a whole number from 1 to 1000, or null for what fits the processors"),
     ] = None
-    drain_timeout_s: _Time = 60.0
+    drain_timeout_s: Time = 60.0
+    state_dir: Annotated[
+        Annotated[str, StringConstraints(pattern=r"^/[^\x00]+$")] | None,
+        Allowed("an absolute path of a folder for sockets and temporary files, or null for the default"),
+    ] = None
 
     def total_limits(self) -> TotalLimits:
         """The numbers over all pools."""

@@ -14,7 +14,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from wrapper.config_models import Allowed, Config, PoolConfig
+from wrapper.config_fields import Allowed
+from wrapper.config_models import Config, PoolConfig
 
 _MAX_SHOWN = 60
 
@@ -22,6 +23,8 @@ _MEANT = {
     "pool_name": "name",
     "image": "container_image",
     "socket": "cri_socket",
+    "user": "run_as_user",
+    "memory_limit": "memory_limit_in_bytes",
     "command": "worker_command",
     "protocol": "worker_protocol",
     "min_workers": "min_warm_workers",
@@ -98,11 +101,6 @@ def _in_words(details: Any) -> str:
         return f"{path}: must be given; allowed: {allowed}"
     if details["type"] == "model_type" and model is not None:
         return f"{path}: found {shown(details['input'])}; allowed: an object with {_names(model)}"
-    if path.endswith(".runtime") and details["input"] == "cri":
-        return (
-            f'{path}: found "cri"; containers are not available in this version; '
-            'allowed: "process" (the worker is a plain process, not isolated)'
-        )
     found = "the name " + shown(details["input"]) if location[-1] == "[key]" else shown(details["input"])
     return f"{path}: found {found}; allowed: {allowed}{_near(details['input'], rule)}"
 
@@ -196,13 +194,27 @@ def _within_pool(path: str, pool: PoolConfig) -> Iterator[str]:
             f"{path}.keys: found no pattern while worker_command is empty, so nothing could use this pool; "
             "allowed: at least one pattern, or give a worker_command"
         )
-    if "runtime" not in pool.model_fields_set:
-        for name in ("cri_socket", "container_image"):
-            if getattr(pool, name) is not None:
-                yield (
-                    f"{path}.{name}: containers are not available in this version; allowed: leave it out, "
-                    'or say runtime: "process" to run the workers as plain processes, not isolated'
-                )
+    yield from _about_containers(path, pool)
+
+
+def _about_containers(path: str, pool: PoolConfig) -> Iterator[str]:
+    for name in ("cri_socket", "container_image"):
+        value = getattr(pool, name)
+        if pool.runtime == "cri" and value is None:
+            yield f'{path}.{name}: must be given with runtime "cri"'
+        elif value is not None and "runtime" not in pool.model_fields_set:
+            yield (
+                f'{path}.{name}: found without a runtime; allowed: say runtime: "cri" to run the workers in '
+                'containers, or runtime: "process" to run them as plain processes, not isolated'
+            )
+    if pool.runtime == "process" and "isolation" in pool.model_fields_set:
+        yield f'{path}.isolation: found with runtime "process", which has none; allowed: runtime "cri"'
+    if pool.has_own_execroots and pool.limits.max_requests_per_worker_at_once > 1:
+        yield (
+            f"{path}.limits.max_requests_per_worker_at_once: found "
+            f"{pool.limits.max_requests_per_worker_at_once}; allowed: 1 for workers with an execroot of "
+            'their own, which holds one action at a time, or execroot.strategy "inplace"'
+        )
 
 
 def _between_pools(pools: Mapping[int, PoolConfig]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from wrapper.action_runner import run_action
 from wrapper.config import Config, PoolConfig
 from wrapper.errors import ConfigError, PoolDraining, RequestRefused, UnknownPool, WorkerStartFailed
 from wrapper.events import EventBus
@@ -26,8 +27,9 @@ from wrapper.pool.start_statistics import StartRecorder, StartStatistics
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import StopReason, WorkerState
 from wrapper.runtime.base import Runtime
-from wrapper.runtime.local_process import LocalProcessRuntime
 from wrapper.runtime.spawn import resolve_program
+from wrapper.runtimes import runtime_of, state_dir_of
+from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
 
 _READY = (WorkerState.IDLE, WorkerState.RESERVED)
 _ACTIVE = (WorkerState.LEASED, WorkerState.DOOMED, WorkerState.COOLING)
@@ -158,6 +160,41 @@ class WarmWorkerPoolManager:
         assert self._pool is not None  # noqa: S101 - it was started
         return await self._pool.acquire(self._keys[pool.name], timeout_s=timeout_s)
 
+    async def run(
+        self, pool_or_key: str, request: WorkRequest, *, directory: str | None = None
+    ) -> WorkResponse:
+        """Run one action: a warm worker, its files, the request, its outputs, and the worker back.
+
+        `directory`: the action's own, with its inputs. The worker finds its content in its own;
+        afterwards it is back in place, with the outputs. For pools whose workers have an execroot of their
+        own (`execroot.work_root`, or runtime "cri").
+
+        Raises what `acquire` raises; WorkerDied and WorkerProtocolError (the directory is empty then, and
+        whatever was in it gone); RequestRefused (nothing has happened); RuntimeUnavailable.
+        Cancelled, it returns when no process is at work for the action any more.
+        """
+        pool = self._pool_for(pool_or_key)
+        key = self._keys[pool.name]
+        if directory is not None and not key.for_actions:
+            raise ConfigError(
+                f"the workers of pool {pool.name!r} have no execroots of their own: "
+                'give it execroot.work_root, or runtime "cri"'
+            )
+        if not self._usable:
+            await self.start()
+        assert self._pool is not None  # noqa: S101 - it was started
+        fd = None
+        if directory is not None:
+            try:
+                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError as error:
+                raise RequestRefused(f"the action's directory cannot be opened: {error}") from error
+        try:
+            return await run_action(self._pool, key, request, directory_fd=fd)
+        finally:
+            if fd is not None:
+                os.close(fd)
+
     @asynccontextmanager
     async def lease(self, pool_or_key: str, *, timeout_s: float | None = None) -> AsyncIterator[Lease]:
         """`acquire` and `release` around a block; an exception in the block says that the worker failed.
@@ -223,7 +260,7 @@ class WarmWorkerPoolManager:
         config = self._options.config
         self._keys = {pool.name: self._key_of(pool) for pool in config.pools if pool.worker_command}
         return WorkerPool(
-            {pool.name: pool.settings() for pool in config.pools},
+            {pool.name: pool.settings(self._state_dir_of(pool)) for pool in config.pools},
             self._runtimes(),
             total=config.total_limits(),
             minimum_keys=self._keys,
@@ -245,11 +282,22 @@ class WarmWorkerPoolManager:
         self._usable = True
 
     def _runtimes(self) -> Mapping[str, Runtime]:
-        make = self._options.make_runtime
+        make, config = self._options.make_runtime, self._options.config
         if make is not None:
             return {pool.name: make(pool) for pool in self._options.config.pools}
-        runtime = LocalProcessRuntime(log_dir=self._options.log_dir)
-        return {pool.name: runtime for pool in self._options.config.pools}
+        log_dir = self._options.log_dir
+        runtimes: dict[str, Runtime] = {}
+        processes: Runtime | None = None  # one for all pools: it finds stray children by their tags
+        for pool in config.pools:
+            if pool.runtime == "process":
+                processes = processes or runtime_of(pool, config.state_dir, log_dir=log_dir)
+                runtimes[pool.name] = processes
+            else:
+                runtimes[pool.name] = runtime_of(pool, config.state_dir, log_dir=log_dir)
+        return runtimes
+
+    def _state_dir_of(self, pool: PoolConfig) -> str:
+        return state_dir_of(self._options.config.state_dir) if pool.has_own_execroots else ""
 
     def _pool_for(self, pool_or_key: str) -> PoolConfig:
         config = self._options.config
@@ -267,18 +315,22 @@ class WarmWorkerPoolManager:
         """One kind of worker for a pool, whatever key asked for it: its command is the same."""
         cwd = os.path.abspath(self._options.cwd)
         program, *arguments = pool.worker_command
-        try:
-            # The file itself, or its freshness could not be checked.
-            program = resolve_program(program, pool.env, cwd)
-        except WorkerStartFailed:
-            pass  # each start will say so, and find it should it come
+        own = pool.has_own_execroots
+        if pool.runtime == "process":
+            try:
+                # The file itself, or its freshness could not be checked.
+                program = resolve_program(program, pool.env, cwd)
+            except WorkerStartFailed:
+                pass  # each start will say so, and find it should it come
         return WorkerKey(
             pool=pool.name,
             argv=(program, *arguments),
-            cwd=cwd,
+            cwd=pool.execroot.path if own else cwd,
             env=tuple(sorted(pool.env.items())),
             protocol=pool.worker_protocol,
             multiplex=pool.limits.max_requests_per_worker_at_once > 1,
+            own_execroot=own,
+            for_actions=own,
         )
 
     def _pool_named(self, name: str) -> PoolConfig:

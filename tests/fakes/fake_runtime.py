@@ -79,6 +79,9 @@ class FakeRuntime:
         """Those that hold something: not stopped, whether their process is dead or not."""
         return [worker for worker in self.workers if not worker.is_stopped]
 
+    async def prepare(self) -> None:
+        """See Runtime."""
+
     async def start(self, spec: WorkerSpec) -> FakeWorker:
         """See Runtime. An empty argv or a program called `missing` cannot be started."""
         script = self.script(spec)

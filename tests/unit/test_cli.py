@@ -27,7 +27,7 @@ POOLS = """{pools: [
 def options(*arguments: str, tool: tuple[str, ...] = ("/bin/sh", "--persistent_worker")) -> WorkerModeOptions:
     """What these options, before `--`, lead to."""
     given = cli._parser().parse_args([*arguments])
-    pool, total = cli._configured(given)
+    pool, total, _ = cli._configured(given)
     return cli._options(given, list(tool), pool, total)
 
 
@@ -238,7 +238,7 @@ def test_the_total_limit_of_a_configuration_holds_in_worker_mode(tmp_path: Path)
         "{max_total_workers: 3, pools: [{name: 'p', language: 'jvm', keys: ['*'], worker_command: []}]}"
     )
     given = cli._parser().parse_args(["--config", str(config), "--persistent-worker-key", "k"])
-    pool, total = cli._configured(given)
+    pool, total, _ = cli._configured(given)
     assert cli._options(given, ["/bin/true", "--persistent_worker"], pool, total).total.max_workers == 3
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from wrapper.errors import ConfigError
 from wrapper.execroot.action_execroot import ActionExecroot
-from wrapper.execroot.generation import Generation, take_over
+from wrapper.generation import Generation, take_over
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,12 +23,13 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "execroots"
 
 
-def python(code: str, *arguments: str) -> subprocess.Popen[str]:
+def python(code: str, *arguments: str, close_fds: bool = True) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        close_fds=close_fds,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
@@ -47,7 +48,7 @@ def end(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
 DIES_IN_MID_STAGE = """
 import os, signal, sys
 from wrapper.execroot.action_execroot import ActionExecroot
-from wrapper.execroot.generation import Generation
+from wrapper.generation import Generation
 generation = Generation.begin(sys.argv[1])
 uid = 1000 if os.geteuid() == 0 else os.geteuid()
 execroot = ActionExecroot.make(generation.path, "w1", uid=uid, gid=uid)
@@ -104,13 +105,14 @@ def test_a_generation_is_private_and_its_lock_is_not_inherited_by_what_it_starts
     own = Generation.begin(str(base))
     assert os.stat(own.path).st_mode & 0o777 == 0o700
     assert os.stat(base).st_mode & 0o777 == 0o700
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+    child = python("print('up', flush=True); input()", close_fds=False)
+    try:
+        assert line(child) == "up"
         own.leave()
         (dead,) = take_over(str(base))
         dead.wipe()
-        assert child.stdin is not None
-        child.stdin.close()
-        child.kill()
+    finally:
+        end(child)
     assert list(base.iterdir()) == []
 
 
@@ -121,7 +123,7 @@ def test_of_several_who_start_at_once_exactly_one_gets_each_dead_generation(base
         generation.leave()
     code = """
 import sys
-from wrapper.execroot.generation import Generation, take_over
+from wrapper.generation import Generation, take_over
 print("ready", flush=True)
 input()
 own = Generation.begin(sys.argv[1])

@@ -31,8 +31,13 @@ class WorkerExecroot:
         self._fd = os.open(path, _DIRECTORY)
 
     @classmethod
-    def make(cls, host: str, worker_id: int) -> WorkerExecroot:
-        """A new one for this worker under `host`, the execroot that its host runs in. Raises OSError."""
+    def make(
+        cls, host: str, worker_id: int, *, uid: int | None = None, gid: int | None = None
+    ) -> WorkerExecroot:
+        """A new one for this worker under `host`, the execroot that its host runs in. Raises OSError.
+
+        `uid`, `gid`: of the worker, if that is not our own.
+        """
         parent = os.path.join(host, FOLDER)
         path = os.path.join(parent, f"{os.getpid()}-{worker_id}")
         for attempt in range(_ATTEMPTS):
@@ -45,6 +50,10 @@ class WorkerExecroot:
                     raise
         execroot = cls(host, path)
         try:
+            if uid is not None and uid != os.geteuid():
+                # On the way to its own execroot it passes here, and sees nothing of the others'.
+                os.chmod(parent, 0o711)  # noqa: S103
+                os.fchown(execroot._fd, uid, -1 if gid is None else gid)
             execroot._seed()
         except BaseException:
             execroot.remove()

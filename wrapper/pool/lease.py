@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from wrapper.errors import WorkerProtocolError, WrapperError
-from wrapper.execroot.worker_execroot import WorkerExecroot
+from wrapper.pool.execroots import Execroot
 from wrapper.pool.settings import SETTLE_S
 from wrapper.pool.worker_connection import OnAnswer, WorkerConnection
 from wrapper.pool.worker_states import StopReason
@@ -35,7 +35,7 @@ class Lease:
         lease_id: int,
         worker_id: int,
         connection: WorkerConnection,
-        execroot: WorkerExecroot | None,
+        execroot: Execroot | None,
         released: Callable[[int, int, bool, StopReason | None], None],
     ) -> None:
         self.lease_id = lease_id

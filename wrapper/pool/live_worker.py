@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from wrapper.execroot.worker_execroot import WorkerExecroot
+from wrapper.pool.execroots import Execroot
 from wrapper.pool.health import problem_before_lease
 from wrapper.pool.housekeeping import Housekeeping
 from wrapper.pool.settings import PoolSettings
@@ -48,7 +48,7 @@ class LiveWorker:
     settings: PoolSettings
     fingerprint: ToolFingerprint
     times: StartTimes
-    execroot: WorkerExecroot | None = None
+    execroot: Execroot | None = None
     process: WorkerProcess | None = None
     connection: WorkerConnection | None = None
     housekeeping: Housekeeping | None = None

@@ -15,10 +15,10 @@ from typing import Any
 from wrapper.clock import precise_clock
 from wrapper.errors import RuntimeUnavailable, WorkerDied, WorkerStartFailed, WrapperError
 from wrapper.events import Event, EventBus, EventKind
-from wrapper.execroot.worker_execroot import WorkerExecroot
 from wrapper.pool import core_messages as m
 from wrapper.pool.core import Core
 from wrapper.pool.core_records import PoolState
+from wrapper.pool.execroots import Execroots
 from wrapper.pool.housekeeping import Housekeeping
 from wrapper.pool.lease import Lease
 from wrapper.pool.limits import TotalLimits
@@ -60,6 +60,7 @@ class WorkerPool:
         self._places = Places(total.max_concurrent_warmups if total is not None else None)
         self._runtimes = dict(runtimes)
         limits = {name: pool.limits for name, pool in settings.items()}
+        self._execroots = Execroots(self._settings)
         self._core = Core(limits, total or TotalLimits(), minimum_keys=minimum_keys)
         self._workers: dict[int, LiveWorker] = {}
         self._waiters: dict[int, OnLease] = {}
@@ -86,8 +87,17 @@ class WorkerPool:
     # ---- for those who want a worker -----------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to keep the minimum of warm workers."""
+        """Begin to keep the minimum of warm workers, and remove what dead processes of ours have left."""
+        for runtime in set(self._runtimes.values()):
+            self._spawn(self._prepare(runtime), f"prepare {runtime!r}")
         self._feed(m.Tick())
+
+    @staticmethod
+    async def _prepare(runtime: Runtime) -> None:
+        try:
+            await runtime.prepare()
+        except WrapperError as error:
+            _log.warning("%s", error.message)  # the first start tries again, and tells its caller
 
     async def acquire(self, key: WorkerKey, *, timeout_s: float | None = None) -> Lease:
         """A worker of this key, the most recently used first; waits in turn while there is none.
@@ -201,6 +211,10 @@ class WorkerPool:
         self._warmups.close()
         for runtime in set(self._runtimes.values()):
             await runtime.close()
+        try:
+            self._execroots.close()
+        except RuntimeUnavailable as error:
+            _log.error("%s; the next start removes it", error.message)
 
     async def _until_empty(self, counts: Callable[[LiveWorker], bool]) -> None:
         while any(counts(worker) for worker in self._workers.values()):
@@ -270,9 +284,12 @@ class WorkerPool:
         await self._places.take(worker_id, key.pool, lambda: self._core.urgency(worker_id))
         worker.times.begun = self._now()
         try:
-            if key.own_execroot:
-                worker.execroot = WorkerExecroot.make(key.cwd, worker_id)
-            cwd = worker.execroot.path if worker.execroot is not None else key.cwd
+            await self._runtimes[key.pool].prepare()
+            worker.execroot = self._execroots.make(key, worker_id)
+            if worker.execroot is not None:
+                cwd, mounts = worker.execroot.seen_as, worker.execroot.mounts
+            else:
+                cwd, mounts = key.cwd, self._execroots.mounts_in_place(key)
             env = dict(key.env)
             if env.get("PWD") == key.cwd:
                 env["PWD"] = cwd
@@ -284,6 +301,7 @@ class WorkerPool:
                     cwd=cwd,
                     language=settings.language,
                     gc_command=settings.gc_command,
+                    mounts=mounts,
                 )
             )
         except WrapperError as error:
@@ -314,8 +332,7 @@ class WorkerPool:
         self._feed(m.Started(worker_id))
 
     def _start_failed(self, worker_id: int, worker: LiveWorker, error: WrapperError) -> None:
-        if worker.execroot is not None:
-            worker.execroot.remove()
+        self._remove_execroot(worker)
         self._publish(EventKind.WORKER_START_FAILED, worker_id, error.message)
         self._forget(worker_id)
         self._feed(m.StartFailed(worker_id, error))
@@ -399,11 +416,18 @@ class WorkerPool:
         except RuntimeUnavailable as error:
             _log.error("stopping worker %d: %s", worker_id, error)
         finally:
-            if worker.execroot is not None:
-                worker.execroot.remove()
+            self._remove_execroot(worker)
             self._publish(EventKind.WORKER_STOPPED, worker_id, worker.reason.value if worker.reason else "")
             self._forget(worker_id)
             self._feed(m.Stopped(worker_id))
+
+    @staticmethod
+    def _remove_execroot(worker: LiveWorker) -> None:
+        try:
+            if worker.execroot is not None:
+                worker.execroot.remove()
+        except RuntimeUnavailable as error:
+            _log.error("%s; the next start removes it", error.message)
 
     def _forget(self, worker_id: int) -> None:
         worker = self._workers.pop(worker_id)

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from wrapper.errors import RequestRefused, RuntimeUnavailable, WorkerProtocolError, WrapperError
-from wrapper.execroot.scratch import Scratch
-from wrapper.execroot.worker_execroot import WorkerExecroot
+from wrapper.pool.execroots import Execroot
 from wrapper.pool.settings import SETTLE_S, WarmupRules
 from wrapper.pool.worker_connection import WorkerConnection
 from wrapper.pool.worker_key import WorkerKey
@@ -120,7 +119,7 @@ class PrimingRun:
         priming: Priming,
         key: WorkerKey,
         connection: WorkerConnection,
-        execroot: WorkerExecroot,
+        execroot: Execroot,
         *,
         at_once: int,
         now: Callable[[], float],
@@ -164,7 +163,7 @@ class PrimingRun:
     async def _run_group(self, group: Group) -> None:
         self._serial += 1
         try:
-            scratch = Scratch(self._execroot, self._serial)
+            scratch = self._execroot.scratch(self._serial)
         except OSError as error:
             raise RequestRefused(f"no scratch directory can be made: {error}") from error
         try:

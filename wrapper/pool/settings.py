@@ -36,6 +36,25 @@ class WarmupRules(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class ExecrootSettings:
+    """Where and how the workers of a pool get to see the files of their requests."""
+
+    strategy: str = "rename"
+    """For actions: "rename" or "link" (`execroot.action_execroot.Strategy`)."""
+    base: str = ""
+    """Below it are the execroots of all processes of ours. For "rename" on the mount of the actions."""
+    work_root: str = ""
+    """Below it are the actions' directories, if that is known: then "rename" is tried at once."""
+    seen_as: str = ""
+    """The path under which a worker sees its own execroot; empty: the real one."""
+    uid: int | None = None
+    """The workers' user; None: ours."""
+    gid: int | None = None
+    in_container: bool = False
+    """The workers see nothing of the node's files but what is mounted for them."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSettings:
     name: str
     limits: PoolLimits = field(default_factory=PoolLimits)
@@ -47,6 +66,7 @@ class PoolSettings:
     post_job_cleanup: tuple[CommandSpec, ...] = ()
     """Run in order after each job, when its caller already has its answer."""
     gc_command: CommandSpec | None = None
+    execroot: ExecrootSettings = field(default_factory=ExecrootSettings)
     frame_timeout_s: float = 5.0
     """An answer that has begun must end within this, or it is no answer."""
     max_frame_bytes: int = 64 * 1024 * 1024

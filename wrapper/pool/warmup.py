@@ -28,7 +28,7 @@ from wrapper.pool.worker_states import StopReason, WarmupFailed
 from wrapper.runtime.base import CommandSpec
 
 if TYPE_CHECKING:
-    from wrapper.execroot.worker_execroot import WorkerExecroot
+    from wrapper.pool.execroots import Execroot
     from wrapper.pool.priming import Priming
 
 MIN_CONCURRENT_WARMUPS = 4
@@ -207,7 +207,7 @@ class Warmup:
         message = f"warm-up of {self._key.label}: {list(command.argv)} {how}"
         raise WorkerStartFailed(message, stderr_tail=result.output)
 
-    async def _prime(self, priming: Priming, execroot: WorkerExecroot) -> None:
+    async def _prime(self, priming: Priming, execroot: Execroot) -> None:
         from wrapper.pool.priming import PrimingRun
 
         run = PrimingRun(

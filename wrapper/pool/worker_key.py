@@ -26,13 +26,18 @@ class WorkerKey:
     protocol: str = "proto"
     multiplex: bool = False
     own_execroot: bool = False
-    """The worker runs in a directory of its own, into which each request's sandbox is moved."""
+    """The worker runs in a directory of its own, into which each request's files are moved."""
+    for_actions: bool = False
+    """With `own_execroot`: the files are an action's, and the directory is empty in between. Without:
+    they are in a sandbox below the host's execroot, whose content the worker sees in between."""
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
         # The key is looked up for every request; its environment alone can be dozens of strings.
         parts = (self.pool, self.argv, self.cwd, self.env, self.trust_domain, self.persistent_worker_key)
-        object.__setattr__(self, "_hash", hash((parts, self.protocol, self.multiplex, self.own_execroot)))
+        object.__setattr__(
+            self, "_hash", hash((parts, self.protocol, self.multiplex, self.own_execroot, self.for_actions))
+        )
 
     def __hash__(self) -> int:
         return self._hash

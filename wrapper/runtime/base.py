@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+NOBODY_IN_PARTICULAR = 65532
+"""The user of workers in containers if none is named: a number that nobody on a machine usually has."""
+
 
 class Language(Enum):
     """What a worker's program is written in: decides how its garbage is collected."""
@@ -176,6 +179,12 @@ class WorkerProcess(Protocol):
 
 class Runtime(Protocol):
     """Starts workers."""
+
+    async def prepare(self) -> None:
+        """Remove what dead processes of ours have left; called before each start. Idempotent, then quick.
+
+        Raises RuntimeUnavailable.
+        """
 
     async def start(self, spec: WorkerSpec) -> WorkerProcess:
         """Start one worker.

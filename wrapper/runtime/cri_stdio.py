@@ -1,9 +1,9 @@
 """The streams of a worker in a container: pipes, handed to the shim over a unix socket in a mounted folder.
 
 The shim (`native/shim.c`), first process of the container, connects once. It is given three pipes, which
-become the worker's stdin, stdout and stderr: what a worker finds is then what it finds as a plain process, and
-costs the same. It tells the worker's pid, whether the program could be run, and how it ended, all without the
-engine. Nobody can connect a second time: the socket is gone before the worker's first instruction.
+become the worker's stdin, stdout and stderr: it finds what a plain process would find, at the same cost.
+The shim tells the worker's pid, whether the program could be run, and how it ended, all without the engine.
+Nobody can connect a second time: the socket is gone before the worker's first instruction.
 
 Knows nothing of engines, nor of the worker protocol.
 """

@@ -169,6 +169,9 @@ class ContainerWorker:
     def kill_stragglers(self) -> None:
         """See WorkerProcess."""
         if self._baseline is not None and not self._closed:
+            position = self._runtime.cursor.read()
+            if position is not None and position == self._clean_at:
+                return
             for _ in range(_ROUNDS):
                 if not self._kill(self._strangers()):
                     return

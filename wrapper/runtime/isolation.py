@@ -11,10 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from wrapper.runtime import cri_runtime_pb2 as cri
+from wrapper.runtime.base import NOBODY_IN_PARTICULAR
 from wrapper.runtime.cgroups import ContainerGroup
-
-NOBODY_IN_PARTICULAR = 65532
-"""The default user: a number that nobody on a machine usually has."""
 
 OWN_PROCESSES = 2
 """Of a worker's pod: its pause process and the shim. They count in its group, and are not the worker's."""

@@ -72,6 +72,9 @@ class LocalProcessRuntime:
     def __repr__(self) -> str:
         return f"<LocalProcessRuntime children={len(self.own_children)}>"
 
+    async def prepare(self) -> None:
+        """See Runtime. Workers of a process that died have read the end of their input."""
+
     async def start(self, spec: WorkerSpec) -> LocalWorker:
         """See Runtime. Never awaits, so a cancelled start has either not begun or is complete."""
         directory = self._new_directory()

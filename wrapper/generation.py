@@ -86,6 +86,14 @@ def take_over(base: str) -> list[Generation]:
     return found
 
 
+def names_in(base: str) -> set[str]:
+    """The generations below `base`, of processes that live or are dead."""
+    try:
+        return {name for name in os.listdir(base) if name.startswith(_PREFIX)}
+    except FileNotFoundError:
+        return set()
+
+
 def _lock_if_dead(base_fd: int, name: str) -> int:
     try:
         fd = os.open(name, DIRECTORY, dir_fd=base_fd)
@@ -111,14 +119,16 @@ def _open_base(base: str) -> int:
         os.makedirs(base, mode=0o700, exist_ok=True)
         fd = os.open(base, DIRECTORY)
     except OSError as error:
-        raise ConfigError(f"the folder for execroots, {base}, cannot be used: {error}") from error
+        raise ConfigError(
+            f"the folder {base}, for what processes of ours keep, cannot be used: {error}"
+        ) from error
     try:
         info = os.fstat(fd)
         mode = stat.S_IMODE(info.st_mode)
         if info.st_uid != os.geteuid() or mode & 0o022:
             raise ConfigError(
-                f"the folder for execroots, {base}, must belong to uid {os.geteuid()} and be "
-                f"writable for nobody else; it belongs to uid {info.st_uid} and has mode {mode:04o}"
+                f"the folder {base}, for what processes of ours keep, must belong to uid {os.geteuid()} "
+                f"and be writable for nobody else; it belongs to uid {info.st_uid} and has mode {mode:04o}"
             )
     except BaseException:
         os.close(fd)
