@@ -86,6 +86,14 @@ def take_over(base: str) -> list[Generation]:
     return found
 
 
+def names_in(base: str) -> set[str]:
+    """The generations below `base`, of processes that live or are dead."""
+    try:
+        return {name for name in os.listdir(base) if name.startswith(_PREFIX)}
+    except FileNotFoundError:
+        return set()
+
+
 def _lock_if_dead(base_fd: int, name: str) -> int:
     try:
         fd = os.open(name, DIRECTORY, dir_fd=base_fd)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from wrapper.errors import RuntimeUnavailable
 from wrapper.files import remove_tree
-from wrapper.generation import Generation, take_over
-from wrapper.runtime.bounded_tmp import mounts_below, unmount
+from wrapper.runtime.bounded_tmp import unmount
 from wrapper.runtime.cgroups import ParentGroup
 from wrapper.runtime.cri_engine import CriEngine
 
@@ -26,8 +24,6 @@ GENERATION_LABEL = f"{LABEL}/generation"
 POOL_LABEL = f"{LABEL}/pool"
 WORKER_LABEL = f"{LABEL}/worker"
 KEY_LABEL = f"{LABEL}/key"
-
-GROUP_PREFIX = "nlww"
 
 REMOVAL_PATIENCE_S = 20.0
 """How long a stopping worker waits for its removal, and a closing runtime for what is still to be removed."""
@@ -140,51 +136,3 @@ class Removal:
         if own.folder:
             remove_tree(own.folder)
             own.folder = ""
-
-
-async def remove_predecessors(engine: CriEngine, base: str, owner: str) -> int:
-    """Remove what dead processes of this base have left; returns how many processes those were.
-
-    Raises EngineError if the engine is away: then their folders stay, and so does the knowledge of them.
-    """
-    dead = take_over(base)
-    removed = 0
-    try:
-        for generation in dead:
-            labels = {OWNER_LABEL: owner, GENERATION_LABEL: generation.name}
-            await remove_pods(engine, labels, set())
-            for point in mounts_below(generation.path):
-                unmount(point)
-            remove_groups(generation)
-            generation.wipe()
-            removed += 1
-    finally:
-        for generation in dead:
-            generation.leave()
-    return removed
-
-
-def group_of(generation: Generation, serial: int | None = None) -> ParentGroup:
-    """The control group of a worker; None: the one that those of all workers of this process lie in."""
-    name = f"/{GROUP_PREFIX}-{generation.name}"
-    return ParentGroup(name if serial is None else f"{name}/{serial}")
-
-
-def remove_groups(generation: Generation) -> None:
-    """Remove the groups of all workers, which are gone, and the one that they lay in."""
-    parent = group_of(generation)
-    for name in parent.below():
-        ParentGroup(name).remove()
-    parent.remove()
-
-
-def owner_of(base: str) -> str:
-    """The label of all that lies below this base on this machine."""
-    try:
-        with open("/etc/machine-id", encoding="ascii") as file:
-            machine = file.read().strip()
-    except OSError:
-        machine = os.uname().nodename
-    import hashlib  # nothing else of ours needs it at a start
-
-    return hashlib.sha256(f"{machine}\0{os.path.realpath(base)}".encode()).hexdigest()[:16]

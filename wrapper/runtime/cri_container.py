@@ -25,7 +25,6 @@ from wrapper.runtime.bounded_tmp import mount_bounded
 from wrapper.runtime.cgroups import ContainerGroup
 from wrapper.runtime.cri_belongings import (
     GENERATION_LABEL,
-    GROUP_PREFIX,
     KEY_LABEL,
     LABEL,
     OWNER_LABEL,
@@ -34,12 +33,9 @@ from wrapper.runtime.cri_belongings import (
     WORKER_LABEL,
     Belongings,
     Removal,
-    group_of,
-    owner_of,
-    remove_groups,
-    remove_predecessors,
 )
-from wrapper.runtime.cri_engine import CriEngine
+from wrapper.runtime.cri_engine import CriEngine, EngineError
+from wrapper.runtime.cri_owned import Owned
 from wrapper.runtime.cri_stdio import SOCKET_NAME, ShimLink, StartedPids
 from wrapper.runtime.cri_worker import ContainerWorker, pid_inside
 from wrapper.runtime.isolation import OWN_PROCESSES, Isolation, what_was_ignored
@@ -89,7 +85,7 @@ class CriRuntime:
         self.cursor = linux.PidCursor()
         self.logs = StderrLogs(log_dir) if log_dir is not None else None
         self.forward = StderrForward(forward_stderr_to) if forward_stderr_to is not None else None
-        self.owner = owner_of(settings.state_dir)
+        self.owned = Owned(self.engine, settings.state_dir)
         self._generation: Generation | None = None
         self._systemd = False
         self._preparing: asyncio.Task[Generation] | None = None
@@ -144,7 +140,7 @@ class CriRuntime:
             )
         version = await self.engine.version()
         base = self.settings.state_dir
-        removed = await remove_predecessors(self.engine, base, self.owner)
+        removed = await self.owned.remove_of_dead()
         if removed:
             _log.warning("removed what %d processes before this one had left in %s", removed, base)
         self._systemd = await self.engine.puts_groups_under_systemd()
@@ -165,16 +161,24 @@ class CriRuntime:
             if self._unwanted:
                 await asyncio.wait(self._unwanted, timeout=REMOVAL_PATIENCE_S)
             all_removed = await self.removal.finish()
+            if self._generation is not None and all_removed:
+                await self._last_look(self._generation)
         finally:
             self.cursor.close()
             generation, self._generation = self._generation, None
             await self.engine.close()
-        if generation is not None:
-            if all_removed:
-                remove_groups(generation)
-                generation.wipe()
-            else:
+            if generation is not None:
                 generation.leave()
+
+    async def _last_look(self, generation: Generation) -> None:
+        """For what the engine has made of a call that we gave up; and the predecessors' likewise."""
+        try:
+            await self.owned.remove_of(generation.name)
+            await self.owned.remove_of_dead()
+        except EngineError as error:
+            _log.error("%s; the next start looks again", error.message)
+        else:
+            generation.wipe()
 
 
 async def _end_unwanted(birth: asyncio.Task[ContainerWorker]) -> None:
@@ -203,7 +207,7 @@ class _Birth:
         self._gc: WorkerGc | None = None
         self._own = Belongings(
             {
-                OWNER_LABEL: runtime.owner,
+                OWNER_LABEL: runtime.owned.owner,
                 GENERATION_LABEL: generation.name,
                 WORKER_LABEL: str(serial),
             }
@@ -277,7 +281,7 @@ class _Birth:
         except OSError as error:
             raise RuntimeUnavailable(f"cannot make the folder of a worker: {error}") from error
         if not self._systemd:
-            group = group_of(self._generation, self._serial)
+            group = self._runtime.owned.group(self._generation.name, self._serial)
             self._own.group = group
             group.make(None if isolation.pids_limit is None else isolation.pids_limit + OWN_PROCESSES)
         loop = asyncio.get_running_loop()
@@ -329,7 +333,7 @@ class _Birth:
         settings = self._settings
         group = "" if self._own.group is None else self._own.group.name
         if self._systemd:
-            group = f"{GROUP_PREFIX}-{self._generation.name}-{self._serial}.slice"
+            group = self._runtime.owned.slice(self._generation.name, self._serial)
         # Never the same name twice: for one that it knows CRI-O answers with the old container.
         name = f"nlww-{settings.pool}-{self._generation.name}-{self._serial}"
         return cri.PodSandboxConfig(
