@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,5 +68,5 @@ def leftovers_on_node(folder: Path) -> list[str]:
     found = [f"mount {point}" for point in mounts if point.startswith(f"{folder}/")]
     found += [str(path) for path in (folder / "state").glob("*/*")]
     found += [str(path) for path in (folder / "work" / EXECROOTS).glob("*")]
-    found += [f"group {path}" for path in glob.glob("/sys/fs/cgroup/*/nlww-*")]
+    found += [f"group {path}" for path in glob.glob(f"/sys/fs/cgroup/*/nlww-*generation-{os.getpid()}-*")]
     return found
