@@ -320,6 +320,11 @@ class _Birth:
         pod = self._pod_config()
         own.pod_was_asked_for = True
         pod_id = await engine.run_pod(pod)
+        if pod_id not in await engine.pods(own.labels):
+            raise RuntimeUnavailable(
+                f"{engine.name}: RunPodSandbox ({pod.metadata.name}): answered with pod {pod_id}, which "
+                "somebody else has made; it is left alone"
+            )
         container = self._container_config(image_id)
         own.container_id = await engine.create_container(pod_id, container, pod)
         await engine.start_container(own.container_id)

@@ -1,4 +1,4 @@
-"""All that processes of one base have in the engine and on the node: found by its labels, removed when they are dead.
+"""What processes of one base have in the engine and on the node: found by labels, removed when they are dead.
 
 A pod, or a control group, of an owner is dead's if its generation is: if no folder of that name is below the
 base, or its lock is free. So even what an engine has made for a process after that process's death is found,
