@@ -88,10 +88,12 @@ class Tool:
         self._archive = folder / "worker.jsa"
         classes = folder / "worker.classlist"
         self._exchange((f"-XX:DumpLoadedClassList={classes}",), 10)
-        argv = ["-Xshare:dump", f"-XX:SharedClassListFile={classes}", f"-XX:SharedArchiveFile={self._archive}"]
-        subprocess.run(
-            [self._jdk.java, *argv, "-cp", str(self._jar)], check=True, stdout=subprocess.DEVNULL
-        )
+        argv = [
+            "-Xshare:dump",
+            f"-XX:SharedClassListFile={classes}",
+            f"-XX:SharedArchiveFile={self._archive}",
+        ]
+        subprocess.run([self._jdk.java, *argv, "-cp", str(self._jar)], check=True, stdout=subprocess.DEVNULL)
 
     def measure(self, options: Sequence[str]) -> Figures:
         return self._exchange([option.format(archive=self._archive) for option in options], REQUESTS)

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from wrapper.check_config import check_config
 from wrapper.config import Config, load_config, parse_config
+from wrapper.config_containers import ExecrootConfig, IsolationConfig
 from wrapper.config_models import PoolConfig
 from wrapper.config_problems import field_paths
 from wrapper.errors import ConfigError
@@ -27,6 +28,11 @@ EXAMPLE = ROOT / "examples" / "java-typescript-pools.json5"
 
 def pool(fields: str = "") -> str:
     return f'{{pools: [{{name: "a", language: "jvm", {fields}}}]}}'
+
+
+def containers(fields: str = "") -> str:
+    """The same in containers."""
+    return pool(f'runtime: "cri", cri_socket: "/run/crio/crio.sock", container_image: "worker:1", {fields}')
 
 
 def pool_of(fields: str = "") -> PoolConfig:
@@ -219,17 +225,87 @@ BROKEN: list[tuple[str, list[str]]] = [
     (pool('worker_command: ["w", 8080]'), ["pools[0].worker_command[1]: found 8080; allowed: a list of str"]),
     (pool('worker_command: [""]'), ['pools[0].worker_command[0]: found ""; allowed: a list of strings']),
     (
-        pool('runtime: "cri"'),
-        ['pools[0].runtime: found "cri"; containers are not available in this version; allowed: "process"'],
+        pool('runtime: "cri", container_image: "i"'),
+        ['pools[0].cri_socket: must be given with runtime "cri"'],
+    ),
+    (
+        pool('runtime: "cri", cri_socket: "/s"'),
+        ['pools[0].container_image: must be given with runtime "cri"'],
     ),
     (
         pool('runtime: "proces"'),
-        ['pools[0].runtime: found "proces"; allowed: "process"; did you mean "process"?'],
+        ['pools[0].runtime: found "proces"; allowed: "process" or "cri"; did you mean "process"?'],
     ),
     (
         pool('container_image: "x/y:1"'),
-        ["pools[0].container_image: containers are not available in this version; allowed: leave it out"],
+        ['pools[0].container_image: found without a runtime; allowed: say runtime: "cri" to run the workers'],
     ),
+    (
+        pool('cri_socket: "/s"'),
+        ["pools[0].cri_socket: found without a runtime; allowed: say runtime:"],
+    ),
+    (
+        pool('runtime: "process", isolation: {seccomp: false}'),
+        ['pools[0].isolation: found with runtime "process", which has none; allowed: runtime "cri"'],
+    ),
+    (pool("isolation: {}"), ['pools[0].isolation: found with runtime "process", which has none']),
+    (
+        containers("limits: {max_requests_per_worker_at_once: 2}"),
+        [
+            "pools[0].limits.max_requests_per_worker_at_once: found 2; allowed: 1 for workers with an",
+            'execroot of their own, which holds one action at a time, or execroot.strategy "inplace"',
+        ],
+    ),
+    (
+        pool('execroot: {work_root: "/w"}, limits: {max_requests_per_worker_at_once: 2}'),
+        ["pools[0].limits.max_requests_per_worker_at_once: found 2; allowed: 1 for workers with an"],
+    ),
+    (
+        pool('execroot: {strategy: "renam"}'),
+        ['pools[0].execroot.strategy: found "renam"; allowed: "rename", "link" or "inplace"; did you mean'],
+    ),
+    (
+        pool('execroot: {work_root: "w"}'),
+        ['pools[0].execroot.work_root: found "w"; allowed: an absolute path'],
+    ),
+    (pool('execroot: {path: "/"}'), ['pools[0].execroot.path: found "/"; allowed: an absolute path, where']),
+    (
+        containers("isolation: {run_as_user: 0}"),
+        ["pools[0].isolation.run_as_user: found 0; allowed: a user's number, not 0 (root could overwrite"],
+    ),
+    (
+        containers("isolation: {run_as_group: 0}"),
+        ["pools[0].isolation.run_as_group: found 0; allowed: a group's number, not 0"],
+    ),
+    (
+        containers("isolation: {memory_limit_in_bytes: 1024}"),
+        ["pools[0].isolation.memory_limit_in_bytes: found 1024; allowed: a whole number of bytes from"],
+    ),
+    (
+        containers("isolation: {pids_limit: 0}"),
+        ["pools[0].isolation.pids_limit: found 0; allowed: a whole number from 8"],
+    ),
+    (
+        containers("isolation: {tmp_limit_mb: 0}"),
+        ["pools[0].isolation.tmp_limit_mb: found 0; allowed: a whole number of MiB"],
+    ),
+    (
+        containers("isolation: {secomp: false}"),
+        ['pools[0].isolation.secomp: unknown name; did you mean "seccomp"?'],
+    ),
+    (
+        containers("isolation: {seccomp: null}"),
+        ["pools[0].isolation.seccomp: found null; allowed: true or false"],
+    ),
+    (
+        containers('isolation: {mounts: [{host_path: "jdk"}]}'),
+        ['pools[0].isolation.mounts[0].host_path: found "jdk"; allowed: an absolute path of the node'],
+    ),
+    (
+        containers('isolation: {mounts: [{path: "/jdk"}]}'),
+        ["pools[0].isolation.mounts[0].host_path: must be given; allowed: an absolute path of the node"],
+    ),
+    (pool('user: "x"'), ["pools[0].user: unknown name; known here:"]),
     (pool('cri_socket: ""'), ['pools[0].cri_socket: found ""; allowed: the path of a CRI socket']),
     (
         '{pools: [{name: "a", language: "node"}]}',
@@ -404,6 +480,27 @@ def test_an_endless_file_is_refused() -> None:
 # check-config
 
 
+def test_check_config_shows_every_field_of_a_pool_of_containers(tmp_path: Path) -> None:
+    document = tmp_path / "pools.json5"
+    document.write_text(
+        containers('isolation: {seccomp: false, pids_limit: null, mounts: [{host_path: "/a"}]}')
+    )
+    out = io.StringIO()
+    assert check_config(document, out) == 0
+    text = out.getvalue()
+    for section in (IsolationConfig, ExecrootConfig):
+        prefix = "isolation" if section is IsolationConfig else "execroot"
+        for name in section.model_fields:
+            assert re.search(rf"^  {prefix}\.{name} ", text, re.MULTILINE), name
+    assert re.search(r"^  cri_socket +/run/crio/crio.sock$", text, re.MULTILINE)
+    assert re.search(r"^  container_image +worker:1$", text, re.MULTILINE)
+    assert re.search(r"^  isolation.seccomp +false$", text, re.MULTILINE)
+    assert re.search(r"^  isolation.pids_limit +no limit$", text, re.MULTILINE)
+    assert re.search(r"^  isolation.mounts +/a at /a$", text, re.MULTILINE)
+    assert re.search(r"^  isolation.run_as_user +none: 65532  \(default\)$", text, re.MULTILINE)
+    assert re.search(r"^  isolation.memory_limit_in_bytes +2147483648  \(default\)$", text, re.MULTILINE)
+
+
 def test_check_config_prints_every_limit_in_force() -> None:
     out = io.StringIO()
     assert check_config(EXAMPLE, out) == 0
@@ -417,7 +514,10 @@ def test_check_config_prints_every_limit_in_force() -> None:
         name = re.sub(r"\[\].*", "", path)
         if name in ("name", "language", "runtime", "cri_socket", "container_image"):
             continue
-        if not name.startswith("gc_command.") and name not in ("warmup", "lifecycle", "limits", "memory"):
+        if name.startswith("isolation"):
+            continue  # plain processes have none
+        sections = ("warmup", "lifecycle", "limits", "memory", "execroot")
+        if not name.startswith("gc_command.") and name not in sections:
             if name == "warmup.default_timeout_s":
                 continue  # stands with the commands that it applies to
             assert re.search(rf"^  {re.escape(name)} ", text, re.MULTILINE), name

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
-from wrapper.config import parse_config
+from wrapper.config import PoolConfig, parse_config
+from wrapper.errors import ConfigError
 from wrapper.pool.limits import PoolLimits, TotalLimits
-from wrapper.pool.settings import PoolSettings, WarmupRules, wire_format_of
-from wrapper.runtime.base import CommandSpec, Language
+from wrapper.pool.settings import ExecrootSettings, PoolSettings, WarmupRules, wire_format_of
+from wrapper.runtime.base import CommandSpec, Language, Mount
+from wrapper.runtime.cri_container import CriSettings
+from wrapper.runtime.isolation import Isolation
+from wrapper.runtimes import cri_settings_of, in_place
 from wrapper.worker_protocol.wire_format import WireFormat
 
 FULL = {
@@ -47,12 +53,37 @@ FULL = {
         "max_frame_mb": 2,
     },
     "memory": {"max_memory_mb": 300},
+    "execroot": {"strategy": "inplace", "work_root": "/srv/actions"},
+}
+
+CONTAINERS = {
+    "runtime": "cri",
+    "cri_socket": "/run/engine.sock",
+    "container_image": "registry.example/worker:1",
+    "execroot": {"strategy": "link", "path": "/job"},
+    "isolation": {
+        "run_as_user": 2000,
+        "run_as_group": 3000,
+        "read_only_root": False,
+        "drop_capabilities": False,
+        "no_new_privileges": False,
+        "seccomp": False,
+        "loopback_only": False,
+        "memory_limit_in_bytes": 64 << 20,
+        "pids_limit": 99,
+        "tmp_limit_mb": 7,
+        "mounts": [{"host_path": "/opt/jdk"}, {"host_path": "/srv/tool", "path": "/tool"}],
+    },
 }
 
 
-def settings_of(**pool: object) -> PoolSettings:
+def pool_of(**pool: object) -> PoolConfig:
     document = {"pools": [{"name": "p", "language": "jvm", **pool}]}
-    return parse_config(json.dumps(document), "test").pools[0].settings()
+    return parse_config(json.dumps(document), "test").pools[0]
+
+
+def settings_of(**pool: object) -> PoolSettings:
+    return pool_of(**pool).settings()
 
 
 def test_every_setting_of_a_pool_comes_from_the_document() -> None:
@@ -89,6 +120,9 @@ def test_every_setting_of_a_pool_comes_from_the_document() -> None:
         ),
         post_job_cleanup=(CommandSpec(("clean",), 9), CommandSpec(("sweep",), 9)),
         gc_command=CommandSpec(("gc",), 4),
+        execroot=ExecrootSettings(
+            strategy="inplace", base="/srv/actions/.nativelink_worker_wrapper", work_root="/srv/actions"
+        ),
         frame_timeout_s=0.5,
         max_frame_bytes=2 * 1024 * 1024,
         acquire_timeout_s=12,
@@ -105,6 +139,64 @@ def test_no_setting_is_left_at_its_default_by_that_document() -> None:
     assert same == ["worker_ttl_jitter"]  # not a user's business
     pairs = zip(WarmupRules._fields, full.warmup_rules, WarmupRules(), strict=True)
     assert [name for name, given, default in pairs if given == default] == []
+
+
+def test_every_setting_of_containers_comes_from_the_document() -> None:
+    pool = pool_of(**CONTAINERS)
+    settings = cri_settings_of(pool, "/state")
+    assert settings == CriSettings(
+        pool="p",
+        socket="/run/engine.sock",
+        image="registry.example/worker:1",
+        isolation=Isolation(
+            run_as_user=2000,
+            run_as_group=3000,
+            read_only_root=False,
+            drop_capabilities=False,
+            no_new_privileges=False,
+            seccomp=False,
+            loopback_only=False,
+            memory_limit_bytes=64 << 20,
+            pids_limit=99,
+            tmp_limit_bytes=7 << 20,
+        ),
+        mounts=(Mount("/opt/jdk", "/opt/jdk"), Mount("/srv/tool", "/tool")),
+        state_dir="/state",
+    )
+    plain = Isolation()
+    same = [f.name for f in fields(plain) if getattr(settings.isolation, f.name) == getattr(plain, f.name)]
+    assert same == []
+    assert pool.settings("/state").execroot == ExecrootSettings(
+        strategy="link", base="/state/execroots", seen_as="/job", uid=2000, gid=3000, in_container=True
+    )
+
+
+def test_null_switches_a_limit_of_containers_off() -> None:
+    limits = {"memory_limit_in_bytes": None, "pids_limit": None, "tmp_limit_mb": None}
+    isolation = cri_settings_of(pool_of(**{**CONTAINERS, "isolation": limits}), "/state").isolation
+    assert isolation == Isolation(memory_limit_bytes=None, pids_limit=None, tmp_limit_bytes=None)
+
+
+def test_the_defaults_of_isolation_are_those_of_the_runtime() -> None:
+    assert cri_settings_of(pool_of(**{**CONTAINERS, "isolation": {}}), "/state").isolation == Isolation()
+
+
+@pytest.mark.parametrize("group", [None, 3000])
+def test_in_its_host_s_execroot_a_container_runs_as_the_owner_of_that(
+    group: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = os.stat(tmp_path)
+    own = os.stat_result((*info[:4], 1234, 1235, *info[6:]))
+    monkeypatch.setattr("wrapper.runtimes.os.stat", lambda _: own)
+    pool = in_place(pool_of(**{**CONTAINERS, "isolation": {"run_as_group": group}}), str(tmp_path))
+    assert (pool.isolation.uid, pool.isolation.gid) == (1234, group or 1235)
+    assert not pool.has_own_execroots
+
+
+def test_in_an_execroot_of_root_s_no_container_runs_without_a_user_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"belongs to root.*isolation\.run_as_user"):
+        in_place(pool_of(**{**CONTAINERS, "isolation": {}}), "/")
+    assert in_place(pool_of(**CONTAINERS), "/").isolation.uid == 2000
 
 
 def test_the_defaults_of_a_warm_up_are_those_of_the_pool() -> None:

@@ -22,6 +22,7 @@ DIFFERENCES: dict[str, object] = {
     "protocol": "json",
     "multiplex": True,
     "own_execroot": True,
+    "for_actions": True,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from wrapper.errors import RuntimeUnavailable
@@ -25,8 +25,6 @@ POOL_LABEL = f"{LABEL}/pool"
 WORKER_LABEL = f"{LABEL}/worker"
 KEY_LABEL = f"{LABEL}/key"
 
-REMOVAL_PATIENCE_S = 20.0
-"""How long a stopping worker waits for its removal, and a closing runtime for what is still to be removed."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 _log = logging.getLogger(__name__)
@@ -42,23 +40,23 @@ class Belongings:
     tmp: str = ""
     group: ParentGroup | None = None
     pod_was_asked_for: bool = False
-    pod_ids: set[str] = field(default_factory=set)
     container_id: str = ""
+    """As the engine has answered: to work with, not to remove by. It may be another's (see `remove_pods`)."""
 
 
-async def remove_pods(engine: CriEngine, labels: Mapping[str, str], known: set[str]) -> None:
-    """Remove the pods of these ids, and those with these labels, with all that is in them.
+async def remove_pods(engine: CriEngine, labels: Mapping[str, str]) -> None:
+    """Remove the pods with these labels, with all that is in them. Raises EngineError.
+
+    By labels, never by the ids that an engine has answered: an answer may be lost, and for a name that it
+    knows already CRI-O answers with the id of what somebody else has made.
 
     A container is killed before its pod is stopped: CRI-O would wait 59 s for a first process that ignores
-    SIGTERM. Raises EngineError.
+    SIGTERM.
     """
-    pods = set(known)
-    if labels:
-        pods |= set(await engine.pods(labels))
-        for container_id, pod_id in (await engine.containers(labels)).items():
-            pods.add(pod_id)
-            await engine.stop_container(container_id)
-            await engine.remove_container(container_id)
+    pods = await engine.pods(labels)
+    for container_id in await engine.containers(labels):
+        await engine.stop_container(container_id)
+        await engine.remove_container(container_id)
     for pod_id in pods:
         await engine.remove_pod(pod_id)
 
@@ -85,10 +83,10 @@ class Removal:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def finish(self, patience_s: float = REMOVAL_PATIENCE_S) -> bool:
+    async def finish(self) -> bool:
         """Wait for what is under way; False: something is left, which the next process will find."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=patience_s)
+            await asyncio.wait(self._tasks, timeout=self._engine.deadlines.removal_s)
         left = list(self._tasks)
         for task in left:
             task.cancel()
@@ -115,15 +113,8 @@ class Removal:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _remove(self, own: Belongings) -> None:
-        engine = self._engine
         if own.pod_was_asked_for:
-            if own.container_id:
-                await engine.stop_container(own.container_id)
-                await engine.remove_container(own.container_id)
-            if own.container_id and own.pod_ids:
-                await remove_pods(engine, {}, own.pod_ids)
-            else:  # an answer was lost: the engine knows what it has made
-                await remove_pods(engine, own.labels, own.pod_ids)
+            await remove_pods(self._engine, own.labels)
             own.pod_was_asked_for = False
         if own.tmp:
             unmount(own.tmp)

@@ -15,11 +15,12 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wrapper.errors import RuntimeUnavailable, WorkerStartFailed, WrapperError
 from wrapper.generation import Generation
 from wrapper.runtime import cri_runtime_pb2 as cri
-from wrapper.runtime import linux
+from wrapper.runtime import linux, process_tree
 from wrapper.runtime.base import Mount, WorkerSpec
 from wrapper.runtime.bounded_tmp import mount_bounded
 from wrapper.runtime.cgroups import ContainerGroup
@@ -29,12 +30,11 @@ from wrapper.runtime.cri_belongings import (
     LABEL,
     OWNER_LABEL,
     POOL_LABEL,
-    REMOVAL_PATIENCE_S,
     WORKER_LABEL,
     Belongings,
     Removal,
 )
-from wrapper.runtime.cri_engine import CriEngine, EngineError
+from wrapper.runtime.cri_engine import ContainerState, CriEngine, Deadlines
 from wrapper.runtime.cri_owned import Owned
 from wrapper.runtime.cri_stdio import SOCKET_NAME, ShimLink, StartedPids
 from wrapper.runtime.cri_worker import ContainerWorker, pid_inside
@@ -51,11 +51,6 @@ NODE_AGENT = "/nlww/node_gc_agent.js"
 TMP = "/tmp"  # noqa: S108 - the container's own
 NAMESPACE = "nativelink-worker-wrapper"
 
-EXEC_TIMEOUT_S = 30.0
-"""From StartContainer's answer until the program runs: a moment."""
-ABANDON_AFTER_S = 10.0
-"""How long a cancelled start waits for the engine's answer; then it is undone behind its back."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +66,7 @@ class CriSettings:
     """Paths of the node that every worker of the pool may read."""
     state_dir: str = "/run/nativelink_worker_wrapper"
     """Where the workers' sockets and temporary folders are; below it, one folder for each process of ours."""
+    deadlines: Deadlines = Deadlines()  # noqa: RUF009 - frozen
 
 
 class CriRuntime:
@@ -80,7 +76,7 @@ class CriRuntime:
         self, settings: CriSettings, *, log_dir: str | None = None, forward_stderr_to: int | None = None
     ) -> None:
         self.settings = settings
-        self.engine = CriEngine(settings.socket)
+        self.engine = CriEngine(settings.socket, settings.deadlines)
         self.removal = Removal(self.engine)
         self.cursor = linux.PidCursor()
         self.logs = StderrLogs(log_dir) if log_dir is not None else None
@@ -114,7 +110,7 @@ class CriRuntime:
             ending = asyncio.create_task(_end_unwanted(birth), name="end an unwanted container")
             self._unwanted.add(ending)
             ending.add_done_callback(self._unwanted.discard)
-            await asyncio.wait([ending], timeout=ABANDON_AFTER_S)
+            await asyncio.wait([ending], timeout=self.settings.deadlines.abandon_s)
             raise
 
     async def _prepared(self) -> Generation:
@@ -123,13 +119,10 @@ class CriRuntime:
             raise RuntimeUnavailable(f"{self!r} is closed")
         if self._generation is not None:
             return self._generation
-        if self._preparing is None:
+        if self._preparing is None or self._preparing.done():
             self._preparing = asyncio.create_task(self._prepare(), name="prepare the container runtime")
-        try:
-            return await asyncio.shield(self._preparing)
-        finally:
-            if self._preparing is not None and self._preparing.done():
-                self._preparing = None
+            self._preparing.add_done_callback(_retrieved)
+        return await asyncio.shield(self._preparing)
 
     async def _prepare(self) -> Generation:
         shim_path()
@@ -154,13 +147,13 @@ class CriRuntime:
             return
         self._closed = True
         try:
-            preparing = self._preparing
-            if preparing is not None:
-                await asyncio.wait([preparing], timeout=REMOVAL_PATIENCE_S)
-                preparing.cancel()
-                await asyncio.gather(preparing, return_exceptions=True)
+            if self._preparing is not None:
+                _, late = await asyncio.wait([self._preparing], timeout=self.settings.deadlines.removal_s)
+                for task in late:
+                    task.cancel()
+                    await asyncio.wait([task])
             if self._unwanted:
-                await asyncio.wait(self._unwanted, timeout=REMOVAL_PATIENCE_S)
+                await asyncio.wait(self._unwanted, timeout=self.settings.deadlines.removal_s)
             all_removed = await self.removal.finish()
             if self._generation is not None and all_removed:
                 await self._last_look(self._generation)
@@ -174,12 +167,19 @@ class CriRuntime:
     async def _last_look(self, generation: Generation) -> None:
         """For what the engine has made of a call that we gave up; and the predecessors' likewise."""
         try:
-            await self.owned.remove_of(generation.name)
-            await self.owned.remove_of_dead()
-        except EngineError as error:
-            _log.error("%s; the next start looks again", error.message)
+            async with asyncio.timeout(self.settings.deadlines.removal_s):
+                await self.owned.remove_of(generation.name)
+                await self.owned.remove_of_dead()
+        except (RuntimeUnavailable, TimeoutError) as error:
+            _log.error("%s: %s; the next start looks again", self.engine.name, error)
         else:
             generation.wipe()
+
+
+def _retrieved(task: asyncio.Task[Generation]) -> None:
+    """Whoever waited for it may have been cancelled: then it may fail in silence."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _end_unwanted(birth: asyncio.Task[ContainerWorker]) -> None:
@@ -237,10 +237,11 @@ class _Birth:
 
     async def _failed(self, error: BaseException) -> BaseException:
         """Undo all; returns what to tell."""
+        ended_at_once = isinstance(error, Exception) and self._worker_is_dead()
         if self._link is not None:
             self._link.close_stdin()
         removal = self._runtime.removal.begin(self._own)
-        await asyncio.wait([removal], timeout=REMOVAL_PATIENCE_S)
+        await asyncio.wait([removal], timeout=self._settings.deadlines.removal_s)
         tail = b""
         if self._stderr is not None:
             tail = self._stderr.tail()
@@ -249,6 +250,8 @@ class _Birth:
             self._link.close()
         if self._gc is not None:
             self._gc.close()
+        if ended_at_once and self._link is not None and self._link.exited.done():
+            error = WorkerStartFailed(f"it ended at once ({self._link.exited.result()})")
         if isinstance(error, WorkerStartFailed):
             return WorkerStartFailed(
                 f"cannot start {self._spec.argv[0]!r} in a container of image "
@@ -258,6 +261,13 @@ class _Birth:
         if isinstance(error, WrapperError) or not isinstance(error, Exception):
             return error
         return RuntimeUnavailable(f"cannot start a container for pool {self._settings.pool}: {error!r}")
+
+    def _worker_is_dead(self) -> bool:
+        """Whether it was started, and has ended by itself."""
+        started = None if self._link is None else self._link.started
+        if started is None or not started.done() or started.exception() is not None:
+            return False
+        return process_tree.is_dead(started.result().worker)
 
     # ---- on the node -------------------------------------------------------------------------------
 
@@ -310,25 +320,48 @@ class _Birth:
         pod = self._pod_config()
         own.pod_was_asked_for = True
         pod_id = await engine.run_pod(pod)
-        own.pod_ids.add(pod_id)
+        if pod_id not in await engine.pods(own.labels):
+            raise RuntimeUnavailable(
+                f"{engine.name}: RunPodSandbox ({pod.metadata.name}): answered with pod {pod_id}, which "
+                "somebody else has made; it is left alone"
+            )
         container = self._container_config(image_id)
         own.container_id = await engine.create_container(pod_id, container, pod)
         await engine.start_container(own.container_id)
-        pid_of_engine = asyncio.ensure_future(engine.container_pid(own.container_id))
-        try:
-            await asyncio.wait([link.started], timeout=EXEC_TIMEOUT_S)
-            if not link.started.done():
-                link.give_up_waiting(f"its first process did not report within {EXEC_TIMEOUT_S:g} s")
-            pids = link.started.result()
-            pid = await pid_of_engine
-        finally:
-            pid_of_engine.cancel()
-        if pid is not None and pid != pids.shim:
+        state = await engine.container(own.container_id)
+        if any(state.labels.get(name) != value for name, value in own.labels.items()):
             raise RuntimeUnavailable(
-                f"{engine.name}: container {own.container_id} runs process {pid}, but process {pids.shim} "
-                "answers for it: the engine gave us another container, or lives in another pid namespace"
+                f"{engine.name}: CreateContainer ({pod.metadata.name}): answered with container "
+                f"{own.container_id}, which somebody else has made; it is left alone"
+            )
+        await self._shim_has_reported(link, state)
+        pids = link.started.result()
+        if state.pid is not None and state.pid != pids.shim:
+            raise RuntimeUnavailable(
+                f"{engine.name}: container {own.container_id} runs process {state.pid}, but process "
+                f"{pids.shim} answers for it: the engine lives in another pid namespace"
             )
         return pod_id, pids
+
+    async def _shim_has_reported(self, link: ShimLink, state: ContainerState) -> None:
+        """Return when it has, or never will: then `link.started` says why."""
+        limit_s = self._settings.deadlines.shim_s
+        if state.ended is not None:
+            link.give_up_waiting(f"its first process ended before it reported: {state.ended}")
+            return
+        alive = asyncio.ensure_future(
+            asyncio.sleep(limit_s) if state.pid is None else linux.wait_until_dead([state.pid], limit_s)
+        )
+        either: set[asyncio.Future[Any]] = {link.started, alive}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            alive.cancel()
+        if not link.started.done():
+            await asyncio.sleep(0)  # what it told last is read before its end is
+            died = state.pid is not None and process_tree.is_dead(state.pid)
+            told = "ended before it reported" if died else f"did not report within {limit_s:g} s"
+            link.give_up_waiting(f"its first process {told}")
 
     def _pod_config(self) -> cri.PodSandboxConfig:
         settings = self._settings

@@ -24,10 +24,6 @@ from wrapper.runtime import cri_runtime_pb2 as cri
 
 _Answer = TypeVar("_Answer", bound=Message)
 
-CALL_TIMEOUT_S = 30.0
-START_TIMEOUT_S = 120.0
-"""RunPodSandbox, CreateContainer, StartContainer, StopPodSandbox: CRI-O may take 59 s for the last."""
-PULL_TIMEOUT_S = 3600.0
 PULL_PROGRESS_S = 10.0
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
@@ -60,6 +56,22 @@ class EngineError(RuntimeUnavailable):
 
 
 @dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long an engine may take, and how long we wait for what it does."""
+
+    call_s: float = 30.0
+    start_s: float = 120.0
+    """RunPodSandbox, CreateContainer, StartContainer, StopPodSandbox: CRI-O may take 59 s for the last."""
+    pull_s: float = 3600.0
+    shim_s: float = 30.0
+    """From StartContainer's answer until the program runs: a moment."""
+    abandon_s: float = 10.0
+    """How long a cancelled start waits for the engine's answer; then it is undone behind its back."""
+    removal_s: float = 20.0
+    """How long a stopping worker waits for its removal, and a closing runtime for what is still under way."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineVersion:
     """What an engine says of itself."""
 
@@ -69,6 +81,16 @@ class EngineVersion:
 
     def __str__(self) -> str:
         return f"{self.name} {self.version} (CRI {self.api_version})"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerState:
+    """A container as the engine sees it. `pid`: of its first process; None: the engine does not say."""
+
+    labels: Mapping[str, str]
+    pid: int | None
+    ended: str | None
+    """How it ended; None: it has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +104,8 @@ class ExecResult:
 class CriEngine:
     """One engine. Connects when it is first called, and again whenever the engine was away."""
 
-    def __init__(self, socket_path: str) -> None:
+    def __init__(self, socket_path: str, deadlines: Deadlines | None = None) -> None:
+        self.deadlines = deadlines or Deadlines()
         self.socket_path = socket_path.removeprefix("unix://")
         self.name = f"the container engine at {self.socket_path}"
         self._channel: grpc.aio.Channel | None = None
@@ -166,7 +189,7 @@ class CriEngine:
                 request,
                 cri.PullImageResponse,
                 reference,
-                timeout_s=PULL_TIMEOUT_S,
+                timeout_s=self.deadlines.pull_s,
                 service=_IMAGE_SERVICE,
             )
         )
@@ -189,7 +212,7 @@ class CriEngine:
             request,
             cri.RunPodSandboxResponse,
             config.metadata.name,
-            timeout_s=START_TIMEOUT_S,
+            timeout_s=self.deadlines.start_s,
         )
         return answer.pod_sandbox_id
 
@@ -202,31 +225,32 @@ class CriEngine:
             request,
             cri.CreateContainerResponse,
             pod.metadata.name,
-            timeout_s=START_TIMEOUT_S,
+            timeout_s=self.deadlines.start_s,
         )
         return answer.container_id
 
     async def start_container(self, container_id: str) -> None:
         request = cri.StartContainerRequest(container_id=container_id)
         await self._call(
-            "StartContainer", request, cri.StartContainerResponse, container_id, timeout_s=START_TIMEOUT_S
+            "StartContainer",
+            request,
+            cri.StartContainerResponse,
+            container_id,
+            timeout_s=self.deadlines.start_s,
         )
 
-    async def container_pid(self, container_id: str) -> int | None:
-        """Of the container's first process, as the engine sees it; None: it does not say."""
-        answer = await self._status_of(container_id, verbose=True)
+    async def container(self, container_id: str) -> ContainerState:
+        """What it is now. Raises EngineError, also if the engine does not know it."""
+        request = cri.ContainerStatusRequest(container_id=container_id, verbose=True)
+        answer = await self._call("ContainerStatus", request, cri.ContainerStatusResponse, container_id)
         try:
             pid = json.loads(answer.info["info"])["pid"]
         except (KeyError, ValueError, TypeError):
-            return None
-        return pid if isinstance(pid, int) and pid > 0 else None
-
-    async def container_status(self, container_id: str) -> cri.ContainerStatus:
-        return (await self._status_of(container_id, verbose=False)).status
-
-    async def _status_of(self, container_id: str, *, verbose: bool) -> cri.ContainerStatusResponse:
-        request = cri.ContainerStatusRequest(container_id=container_id, verbose=verbose)
-        return await self._call("ContainerStatus", request, cri.ContainerStatusResponse, container_id)
+            pid = None
+        status, ended = answer.status, None
+        if status.state == cri.ContainerState.CONTAINER_EXITED:
+            ended = " ".join(filter(None, (f"exit code {status.exit_code}", status.reason, status.message)))
+        return ContainerState(status.labels, pid if isinstance(pid, int) and pid > 0 else None, ended)
 
     async def execute(self, container_id: str, argv: tuple[str, ...], timeout_s: float) -> ExecResult:
         """Run a command in a container, to its end or the end of its time.
@@ -244,13 +268,6 @@ class CriEngine:
             raise
         return ExecResult(answer.exit_code, answer.stdout + answer.stderr)
 
-    async def memory_bytes(self, container_id: str) -> int:
-        """Resident memory of a container as the engine counts it."""
-        request = cri.ContainerStatsRequest(container_id=container_id)
-        answer = await self._call("ContainerStats", request, cri.ContainerStatsResponse, container_id)
-        memory = answer.stats.memory
-        return memory.rss_bytes.value or memory.working_set_bytes.value
-
     async def stop_container(self, container_id: str, grace_s: float = 0.0) -> None:
         """Idempotent: one that is stopped, or gone, is fine (containerd says NOT_FOUND, CRI-O OK)."""
         request = cri.StopContainerRequest(container_id=container_id, timeout=int(-(-grace_s // 1)))
@@ -259,14 +276,18 @@ class CriEngine:
             request,
             cri.StopContainerResponse,
             container_id,
-            timeout_s=CALL_TIMEOUT_S + grace_s,
+            timeout_s=self.deadlines.call_s + grace_s,
         )
 
     async def remove_container(self, container_id: str) -> None:
         """Idempotent."""
         request = cri.RemoveContainerRequest(container_id=container_id)
         await self._gone_is_fine(
-            "RemoveContainer", request, cri.RemoveContainerResponse, container_id, timeout_s=CALL_TIMEOUT_S
+            "RemoveContainer",
+            request,
+            cri.RemoveContainerResponse,
+            container_id,
+            timeout_s=self.deadlines.call_s,
         )
 
     async def remove_pod(self, pod_id: str) -> None:
@@ -276,14 +297,14 @@ class CriEngine:
             cri.StopPodSandboxRequest(pod_sandbox_id=pod_id),
             cri.StopPodSandboxResponse,
             pod_id,
-            timeout_s=START_TIMEOUT_S,
+            timeout_s=self.deadlines.start_s,
         )
         await self._gone_is_fine(
             "RemovePodSandbox",
             cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id),
             cri.RemovePodSandboxResponse,
             pod_id,
-            timeout_s=START_TIMEOUT_S,
+            timeout_s=self.deadlines.start_s,
         )
 
     async def pods(self, labels: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
@@ -316,9 +337,11 @@ class CriEngine:
         answer: type[_Answer],
         about: str = "",
         *,
-        timeout_s: float = CALL_TIMEOUT_S,
+        timeout_s: float | None = None,
         service: str = _RUNTIME_SERVICE,
     ) -> _Answer:
+        if timeout_s is None:
+            timeout_s = self.deadlines.call_s
         method = self._methods.get(name)
         if method is None:
             method = self._methods[name] = self._connected().unary_unary(

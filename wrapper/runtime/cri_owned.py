@@ -72,7 +72,7 @@ class Owned:
         labels = {OWNER_LABEL: self.owner, GENERATION_LABEL: generation}
         pause_s, waited_s = 0.02, 0.0
         while True:
-            await remove_pods(self._engine, labels, set())
+            await remove_pods(self._engine, labels)
             stuck = self._remove_groups(generation)
             if not stuck:
                 return

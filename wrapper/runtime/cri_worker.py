@@ -24,7 +24,7 @@ from wrapper.runtime.base import (
     WorkerSpec,
 )
 from wrapper.runtime.cgroups import ContainerGroup
-from wrapper.runtime.cri_belongings import REMOVAL_PATIENCE_S, Belongings
+from wrapper.runtime.cri_belongings import Belongings
 from wrapper.runtime.cri_engine import EngineError
 from wrapper.runtime.cri_stdio import ShimLink, StartedPids
 from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove
@@ -164,7 +164,7 @@ class ContainerWorker:
 
     def _strangers(self) -> list[int]:
         own = self._baseline or frozenset()
-        return [pid for pid in self._group.processes() if pid not in own and not _is_dead(pid)]
+        return [pid for pid in self._group.processes() if pid not in own and not process_tree.is_dead(pid)]
 
     def kill_stragglers(self) -> None:
         """See WorkerProcess."""
@@ -263,7 +263,7 @@ class ContainerWorker:
             await asyncio.shield(self._stopped)
         except asyncio.CancelledError:
             self._kill_now()
-            await asyncio.wait([self._stopped], timeout=REMOVAL_PATIENCE_S)
+            await asyncio.wait([self._stopped], timeout=self._runtime.engine.deadlines.removal_s)
             raise
         finally:
             timer.cancel()
@@ -281,7 +281,7 @@ class ContainerWorker:
             await asyncio.wait((self.exited, self._hurry), return_when=asyncio.FIRST_COMPLETED)
             self._kill_now()
             removal = self._runtime.removal.begin(self._belongings)
-            await asyncio.wait([removal], timeout=REMOVAL_PATIENCE_S)
+            await asyncio.wait([removal], timeout=self._runtime.engine.deadlines.removal_s)
         finally:
             self._close()
             if not self._stopped.done():
@@ -313,11 +313,6 @@ class ContainerWorker:
         self._gc.close()
         pidfds, self._pidfds = self._pidfds, []
         linux.close_all(pidfds)
-
-
-def _is_dead(pid: int) -> bool:
-    stat = process_tree.read_stat(pid)
-    return stat is None or stat.is_dead
 
 
 def pid_inside(link: ShimLink) -> Callable[[int], int | None]:

@@ -72,6 +72,12 @@ def read_stat(pid: int) -> ProcStat | None:
         return None
 
 
+def is_dead(pid: int) -> bool:
+    """Whether it is gone, or a zombie."""
+    stat = read_stat(pid)
+    return stat is None or stat.is_dead
+
+
 def children_by_scan(parent: int) -> list[int]:
     """Children of a process found by looking at every process: for kernels without PROC_CHILDREN."""
     found = []
