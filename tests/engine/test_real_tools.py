@@ -147,9 +147,7 @@ def test_the_examples_java_worker_compiles_action_after_action_and_its_garbage_i
         ) as pool:
             for number in range(REQUESTS):
                 source = f"src/C{number}.java"
-                directory, output = await pool.run(
-                    request("-d", "out", source), {source: numbered(number)}
-                )
+                directory, output = await pool.run(request("-d", "out", source), {source: numbered(number)})
                 assert output == ""
                 assert b"is-%d-" % number in (directory / "out" / f"C{number}.class").read_bytes()
                 assert len(list((directory / "out").iterdir())) == 1
