@@ -1,4 +1,4 @@
-"""Real tools in warm containers, on actions' directories as NativeLink makes them: Java and Node.js workers."""
+"""Real tools in warm containers, on actions' directories as NativeLink makes them: Java, Node.js."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Pool:
         return directory
 
     async def run(self, ask: WorkRequest, files: Mapping[str, str]) -> tuple[Path, str]:
-        """Run a request that must succeed; its directory, in which the inputs are what they were, its output."""
+        """Run a request that must succeed; its directory and output. The inputs must be as they were."""
         directory = self.action(files)
         inodes = {name: (directory / name).stat().st_ino for name in files}
         response = (await self.manager.run("pool", ask, directory=str(directory))).pb

@@ -1,4 +1,4 @@
-"""Worker mode with workers in containers: the host's execroot at the same paths, and nothing else of the node."""
+"""Worker mode with workers in containers: the host's execroot at the same paths, nothing else of the node."""
 
 from __future__ import annotations
 
