@@ -16,7 +16,7 @@ from wrapper.errors import RuntimeUnavailable
 from wrapper.files import remove_tree
 from wrapper.runtime.bounded_tmp import unmount
 from wrapper.runtime.cgroups import ParentGroup
-from wrapper.runtime.cri_engine import CriEngine
+from wrapper.runtime.cri_engine import CriEngine, EngineError
 
 LABEL = "nativelink-worker-wrapper"
 OWNER_LABEL = f"{LABEL}/owner"
@@ -25,6 +25,7 @@ POOL_LABEL = f"{LABEL}/pool"
 WORKER_LABEL = f"{LABEL}/worker"
 KEY_LABEL = f"{LABEL}/key"
 
+_PAUSES_S = (0.05, 0.2, 0.5)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,22 @@ async def remove_pods(engine: CriEngine, labels: Mapping[str, str]) -> None:
     By labels, never by the ids that an engine has answered: an answer may be lost, and for a name that it
     knows already CRI-O answers with the id of what somebody else has made.
 
-    A container is killed before its pod is stopped: CRI-O would wait 59 s for a first process that ignores
+    A container that ends in this moment is tried again: containerd says that it is stopped, and refuses to
+    remove it because it runs.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            await _remove_pods(engine, labels)
+            return
+        except EngineError as error:
+            if error.is_away or error.timed_out:
+                raise
+            await asyncio.sleep(pause_s)
+    await _remove_pods(engine, labels)
+
+
+async def _remove_pods(engine: CriEngine, labels: Mapping[str, str]) -> None:
+    """A container is killed before its pod is stopped: CRI-O would wait 59 s for a first process that ignores
     SIGTERM.
     """
     pods = await engine.pods(labels)

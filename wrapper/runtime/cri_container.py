@@ -407,8 +407,7 @@ class _Birth:
         }
 
     def _prove_isolation(self, pids: StartedPids, group: ContainerGroup) -> None:
-        places = [mount.path for mount in self._mounts()]
-        ignored = what_was_ignored(self._settings.isolation, pids.worker, group, places)
+        ignored = what_was_ignored(self._settings.isolation, pids.worker, group, self._mounts())
         if ignored:
             raise RuntimeUnavailable(
                 f"{self._runtime.engine.name} did not isolate a worker of pool {self._settings.pool} as "

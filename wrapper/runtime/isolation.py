@@ -7,11 +7,11 @@ says so of the running process. Knows nothing of how a container is started.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from wrapper.runtime import cri_runtime_pb2 as cri
-from wrapper.runtime.base import NOBODY_IN_PARTICULAR
+from wrapper.runtime.base import NOBODY_IN_PARTICULAR, Mount
 from wrapper.runtime.cgroups import ContainerGroup
 
 OWN_PROCESSES = 2
@@ -80,11 +80,11 @@ _NAMESPACES = cri.NamespaceOption(
 
 
 def what_was_ignored(
-    isolation: Isolation, pid: int, group: ContainerGroup, mounted: Iterable[str]
+    isolation: Isolation, pid: int, group: ContainerGroup, mounts: Iterable[Mount]
 ) -> list[str]:
     """What of the isolation the process `pid` does not have, each with what was seen; empty: all is so.
 
-    `mounted`: the places in the container at which something of the node was asked to be.
+    `mounts`: what of the node was asked to be in the container.
     """
     status = _status(pid)
     if not status:
@@ -110,6 +110,8 @@ def what_was_ignored(
     if os.stat(f"/proc/{pid}/ns/pid").st_ino == os.stat("/proc/self/ns/pid").st_ino:
         problems.append("its processes are not in a namespace of their own")
     if isolation.loopback_only:
+        if os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino:
+            problems.append("isolation.loopback_only: the container is in the node's own network")
         expect("loopback_only", ["lo"], _interfaces(pid))
     if isolation.memory_limit_bytes is not None:
         page = os.sysconf("SC_PAGE_SIZE")
@@ -117,7 +119,7 @@ def what_was_ignored(
         expect("memory_limit_in_bytes", wanted_bytes, group.memory_limit_bytes())
     if isolation.pids_limit is not None:
         expect("pids_limit", isolation.pids_limit + OWN_PROCESSES, group.pids_limit())
-    problems += _mount_problems(isolation, pid, frozenset(mounted))
+    problems += _mount_problems(isolation, pid, {mount.path: mount.read_only for mount in mounts})
     return problems
 
 
@@ -134,7 +136,8 @@ def _interfaces(pid: int) -> list[str]:
         return sorted(line.partition(":")[0].strip() for line in file if ":" in line)
 
 
-def _mount_problems(isolation: Isolation, pid: int, mounted: frozenset[str]) -> list[str]:
+def _mount_problems(isolation: Isolation, pid: int, mounted: Mapping[str, bool]) -> list[str]:
+    """`mounted`: place in the container → whether it is read-only."""
     problems = []
     points = set()
     with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
@@ -144,6 +147,8 @@ def _mount_problems(isolation: Isolation, pid: int, mounted: frozenset[str]) -> 
             points.add(point)
             if point == "/" and isolation.read_only_root and "ro" not in options:
                 problems.append("isolation.read_only_root: the container can write to its root file system")
+            if mounted.get(point) and "ro" not in options:
+                problems.append(f"the container can write to {point}, which was to be read-only")
             if point == "/tmp" and isolation.tmp_limit_bytes is not None:  # noqa: S108 - the container's
                 kind = line.partition(" - ")[2].split(" ")[0]
                 if kind != "tmpfs":
@@ -157,7 +162,7 @@ def _mount_problems(isolation: Isolation, pid: int, mounted: frozenset[str]) -> 
             )
             if not known:
                 problems.append(f"something that nobody asked for is mounted at {point}")
-    problems += [f"nothing is mounted at {point}" for point in sorted(mounted - points)]
+    problems += [f"nothing is mounted at {point}" for point in sorted(mounted.keys() - points)]
     return problems
 
 
