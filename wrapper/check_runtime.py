@@ -65,6 +65,7 @@ async def _look_at(pool: PoolConfig, state_dir: str) -> AsyncIterator[Finding]:
         try:
             version = await runtime.engine.version()
             conditions, _ = await runtime.engine.status()
+            systemd = await runtime.engine.puts_groups_under_systemd()
         except WrapperError as error:
             yield Finding(False, "engine", error.message)
             return
@@ -72,10 +73,11 @@ async def _look_at(pool: PoolConfig, state_dir: str) -> AsyncIterator[Finding]:
         for name, (holds, why) in conditions.items():
             remedy = "" if holds else f"{why}; {_REMEDIES.get(name, 'see the log of the engine')}"
             yield Finding(holds, name, "yes" if holds else remedy)
-        systemd = await runtime.engine.puts_groups_under_systemd()
         yield Finding(True, "control groups", "under systemd" if systemd else "by path")
-        yield await _image(pool, runtime)
-        yield await _trial(pool, runtime, state_dir)
+        image = await _image(pool, runtime)
+        yield image
+        if image.is_well:
+            yield await _trial(pool, runtime, state_dir)
     finally:
         await runtime.close()
 
@@ -102,19 +104,21 @@ async def _trial(pool: PoolConfig, runtime: CriRuntime, state_dir: str) -> Findi
         await runtime.prepare()
         os.mkdir(base, 0o700)
         own = ActionExecroot.make(base, "1", uid=isolation.run_as_user, gid=isolation.run_as_group)
-        seen_as = pool.execroot.path
-        worker = await runtime.start(
-            WorkerSpec(
-                name=pool.name,
-                argv=pool.worker_command,
-                env=dict(pool.env),
-                cwd=seen_as,
-                language=pool.language_kind,
-                mounts=(Mount(own.path, seen_as, read_only=False),),
+        try:
+            seen_as = pool.execroot.path
+            worker = await runtime.start(
+                WorkerSpec(
+                    name=pool.name,
+                    argv=pool.worker_command,
+                    env=dict(pool.env),
+                    cwd=seen_as,
+                    language=pool.language_kind,
+                    mounts=(Mount(own.path, seen_as, read_only=False),),
+                )
             )
-        )
-        await worker.stop(0)
-        own.remove()
+            await worker.stop(0)
+        finally:
+            own.remove()
     except (WrapperError, OSError) as error:
         return Finding(False, "trial", error.report() if isinstance(error, WrapperError) else str(error))
     finally:

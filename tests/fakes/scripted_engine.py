@@ -164,6 +164,7 @@ class ScriptedEngine:
         server, self._server = self._server, None
         if server is not None:
             await server.stop(None)
+            await eventually(lambda: not any(map(_is_of_grpc, asyncio.all_tasks())))
         Path(self.socket).unlink(missing_ok=True)
 
     async def come_back(self) -> None:
@@ -213,7 +214,9 @@ class ScriptedEngine:
             if fault is not None and fault.code is not None:
                 raise _Answer(fault.code, fault.details)
         except _Answer as other:
-            await context.abort(other.code, other.details)
+            context.set_code(other.code)
+            context.set_details(other.details)
+            return b""
         return bytes(response.SerializeToString())
 
     def _method(self, name: str) -> Any:
@@ -414,6 +417,11 @@ class ScriptedEngine:
             if group.count("/nlww-") == 1 and os.path.dirname(group).endswith(".slice"):
                 os.rmdir(os.path.dirname(group))  # as systemd would
         container.groups = []
+
+
+def _is_of_grpc(task: asyncio.Task[Any]) -> bool:
+    """A call's task, which the server leaves to end by itself."""
+    return task.get_name().startswith(("HandleExceptions[", "rpc_task"))
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]

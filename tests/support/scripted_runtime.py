@@ -62,6 +62,7 @@ async def ask(worker: WorkerProcess, data: bytes = b"hello") -> bytes:
             answer += os.read(worker.stdout_fd, 65536)
         except BlockingIOError:
             pass
+        assert not worker.exited.done(), f"it ended: {worker.stderr_tail()!r}"
         return len(answer) >= len(data)
 
     await eventually(answered)
