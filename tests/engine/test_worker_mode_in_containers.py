@@ -124,6 +124,41 @@ def test_nothing_else_of_the_node_is_visible_and_the_sources_cannot_be_written(
     assert (tree.workspace / "src" / "Main.txt").read_text() == "text of Main"
 
 
+def test_a_link_that_an_action_leaves_opens_nothing_to_the_next_container(
+    serving: Callable[..., RawHost], engine: PrivateContainerd, tree: BazelTree
+) -> None:
+    secret = tree.folder / "home" / "secret"
+    with serving("--max-instances", "1") as host:
+        host.one(f"--run=os.symlink({str(secret)!r}, 'planted')")
+        assert (tree.execroot / "planted").read_text() == "of the node"
+        stop_containers(engine)
+        until(lambda: engine_is_empty(engine), "the stopped container is removed")
+        assert b"No such file" in host.one("--read=planted").pb.output
+        assert lines(host.one("--read=README").pb.output) == ["text of README"]
+
+
+def test_external_repositories_and_the_real_execroot_of_a_sandboxed_worker_are_readable(
+    engine: PrivateContainerd, serving: Callable[..., RawHost], tree: BazelTree, tmp_path: Path
+) -> None:
+    repository = tmp_path / "output_base" / "external" / "repo"
+    repository.mkdir(parents=True)
+    (repository / "tool.txt").write_text("text of a repository")
+    (tree.execroot / "external").mkdir()
+    (tree.execroot / "external" / "repo").symlink_to(repository)
+    with serving() as host:
+        assert lines(host.one("--read=external/repo/tool.txt").pb.output) == ["text of a repository"]
+    workdir = tmp_path / "output_base" / "bazel-workers" / "X-worker-1-workdir" / "_main"
+    source = workdir / "__sandbox" / "1" / "_main" / "src"
+    source.mkdir(parents=True)
+    (source / "Main.txt").symlink_to(tree.execroot / "src" / "Main.txt")
+    for path in [workdir, *workdir.rglob("*")]:
+        os.chown(path, WORKER_UID, WORKER_UID, follow_symlinks=False)
+    options = ("--config", str(tmp_path / "pools.json5"))
+    with RawHost(TOOL, *options, cwd=workdir) as host:
+        answer = host.one("--read=src/Main.txt", sandbox_dir="__sandbox/1/_main")
+        assert lines(answer.pb.output) == ["text of Main"]
+
+
 def test_a_workspace_of_roots_is_refused_with_the_remedy_and_served_with_it(
     serving: Callable[..., RawHost], tree: BazelTree
 ) -> None:
