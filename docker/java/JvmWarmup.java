@@ -58,7 +58,8 @@ final class JvmWarmup {
         fail("the worker did not end well when its input ended");
       }
       System.out.printf(
-          "jvm-warmup: %d compilations, the first in %.1f ms, the last %d in %.1f ms each; garbage collected in %.0f ms%n",
+          "jvm-warmup: %d compilations, the first in %.1f ms, the last %d in %.1f ms each; "
+              + "garbage collected in %.0f ms%n",
           iterations, nanos[0] / 1e6, LAST, median(Arrays.copyOfRange(nanos, iterations - LAST, iterations)) / 1e6,
           collection / 1e6);
     } finally {

@@ -6,10 +6,12 @@
 const crypto = require('crypto');
 const { execFileSync, spawn } = require('child_process');
 const fs = require('fs');
+const net = require('net');
 const os = require('os');
 const path = require('path');
 const readline = require('readline');
 
+const OPTIONS = ['--target', 'es2022', '--lib', 'es2022', '--module', 'commonjs', '--strict', '--skipLibCheck'];
 const LAST = 20;
 const GC_TIMEOUT_MS = 30_000;
 const AGENT = path.join(__dirname, 'node_gc_agent.js');
@@ -36,8 +38,11 @@ async function warmUp(iterations, sources, argv, folder) {
   });
   const fifo = path.join(folder, 'gc');
   execFileSync('mkfifo', [fifo]);
-  // Read and write: opening it waits for nobody.
-  const said = readline.createInterface({ input: fs.createReadStream(fifo, { flags: 'r+' }) });
+  // For reading and writing, so that opening it waits for nobody; as a socket, so that reading it occupies no thread,
+  // for whose end the end of this process would wait.
+  const { O_RDWR, O_NONBLOCK } = fs.constants;
+  const pipe = new net.Socket({ fd: fs.openSync(fifo, O_RDWR | O_NONBLOCK), readable: true, writable: false });
+  const said = readline.createInterface({ input: pipe });
   const isLoaded = (process.env.NODE_OPTIONS ?? '').includes('node_gc_agent.js');
   const worker = spawn(process.execPath, [...(isLoaded ? [] : ['--require', AGENT]), ...argv], {
     cwd: sources,
@@ -51,7 +56,7 @@ async function warmUp(iterations, sources, argv, folder) {
     const times = [];
     for (let i = 0; i < iterations; i++) {
       const begin = performance.now();
-      const words = [files[i % files.length], '--target', 'es2022', '--module', 'commonjs', '--strict', '--skipLibCheck', '--outDir', folder];
+      const words = [files[i % files.length], ...OPTIONS, '--outDir', folder];
       worker.stdin.write(`${JSON.stringify({ arguments: words, inputs })}\n`);
       const { value: line } = await answers.next();
       if (line === undefined) throw new Error(`the worker has ended with ${await ended}`);
@@ -73,18 +78,15 @@ async function warmUp(iterations, sources, argv, folder) {
     );
   } finally {
     worker.kill('SIGKILL');
+    pipe.destroy();
   }
 }
 
 const [iterations, sources, ...argv] = process.argv.slice(2);
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'node-warmup-'));
-let exitCode = 0;
 warmUp(Number(iterations), sources, argv, folder)
   .catch((error) => {
     console.error(`node-warmup: ${error.message}`);
-    exitCode = 1;
+    process.exitCode = 1;
   })
-  .finally(() => {
-    fs.rmSync(folder, { recursive: true, force: true });
-    process.exit(exitCode); // the pipe that it listens on would keep it alive
-  });
+  .finally(() => fs.rmSync(folder, { recursive: true, force: true }));

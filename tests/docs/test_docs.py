@@ -21,7 +21,7 @@ from wrapper.pool.worker_states import TRANSITIONS, StopReason
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "examples/*/*.md")
+    for pattern in ("*.md", "docs/*.md", "docker/*.md", "examples/*/*.md")
     for path in ROOT.glob(pattern)
     if not path.name.startswith("TODO")
 )
