@@ -20,7 +20,7 @@ def test_the_checked_in_code_is_current(repository: Path) -> None:
 
 
 def test_a_change_of_the_definitions_is_noticed(repository: Path, tmp_path: Path) -> None:
-    for name in ("proto/worker_protocol.proto", "tools/generate_protos.py"):
+    for name in ("proto/worker_protocol.proto", "proto/cri_runtime.proto", "tools/generate_protos.py"):
         copy = tmp_path / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes((repository / name).read_bytes())

@@ -46,6 +46,11 @@ class PrivateTmpdir:
             self._own[directory] = frozenset(names)
         self._suspect = set(self._own)
 
+    def adopt(self, names: Iterable[str]) -> None:
+        """These entries, directly in it, belong to the worker too from now on."""
+        if "" in self._own:
+            self._own[""] |= frozenset(names)
+
     def _mark(self, directory: str) -> None:
         # A modification time of our own is the flag "not changed since": it does not depend on how
         # finely the file system counts time. Set before listing, so that a change in between shows.
