@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """What priming gains: the first real request of a new JVM worker, against the same request when it is warm.
 
-    .venv/bin/python benchmarks/priming.py [--requests 0,1,5,20,50] [--rounds N] [--json FILE]
+    .venv/bin/python benchmarks/priming.py [--runtime process|cri] [--requests 0,1,5,20,50] [--rounds N]
+        [--json FILE]
 
 The example's Java worker (C1, serial GC) compiles the example's own sources. Requests are recorded as
 `nativelink_worker_wrapper record` does it, a worker is primed with so many of them, and then compiles a
 source that is not among them; its steady state is the median of the last of many runs of that request.
+With `--runtime cri` the workers are in containers of a private containerd: needs root, containerd and runc.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -19,21 +22,33 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "examples" / "java-persistent-worker"))
+sys.path[:0] = [str(HERE.parent / "examples" / "java-persistent-worker"), str(HERE.parent)]
 
 import demo_input  # noqa: E402
 
+from tests.support.engine import PrivateContainerd, why_no_engine  # noqa: E402
+from tests.support.oci_image import (  # noqa: E402
+    HOST_IMAGE,
+    PAUSE_IMAGE,
+    host_image,
+    host_mounts,
+    pause_image,
+)
 from wrapper.errors import WrapperError  # noqa: E402
 from wrapper.events import Event, EventKind  # noqa: E402
+from wrapper.pool.lease import Lease  # noqa: E402
 from wrapper.pool.limits import PoolLimits  # noqa: E402
 from wrapper.pool.pool import WorkerPool  # noqa: E402
-from wrapper.pool.settings import PoolSettings, WarmupRules  # noqa: E402
+from wrapper.pool.settings import ExecrootSettings, PoolSettings, WarmupRules  # noqa: E402
 from wrapper.pool.worker_key import WorkerKey  # noqa: E402
 from wrapper.record import Recorder  # noqa: E402
-from wrapper.runtime.base import Language  # noqa: E402
+from wrapper.runtime.base import Language, Mount, Runtime  # noqa: E402
+from wrapper.runtime.cri_container import CriRuntime, CriSettings  # noqa: E402
+from wrapper.runtime.isolation import Isolation  # noqa: E402
 from wrapper.runtime.local_process import LocalProcessRuntime  # noqa: E402
 from wrapper.worker_protocol.messages import WorkRequest  # noqa: E402
 
@@ -42,6 +57,8 @@ MAX_PRIMED = 50
 WARM_RUNS = 150
 STEADY_RUNS = 30
 TARGET_RATIO = 1.3
+UID = 1000
+SEEN_AS = "/execroot"
 
 
 class Tool:
@@ -50,8 +67,8 @@ class Tool:
     def __init__(self, folder: Path, tool_argv: tuple[str, ...] | None = None) -> None:
         demo_input.CACHE.mkdir(parents=True, exist_ok=True)
         jdk = demo_input.find_jdk()
-        jar = demo_input.worker_jar(jdk)
-        self.argv = tool_argv or (jdk.java, *JVM_FLAGS, "-jar", str(jar), "--persistent_worker")
+        self.jar = demo_input.worker_jar(jdk)
+        self.argv = tool_argv or (jdk.java, *JVM_FLAGS, "-jar", str(self.jar), "--persistent_worker")
         made = demo_input.prepare("own", MAX_PRIMED + 1, jdk, lambda _text: None)
         self.inputs = made.folder
         self.folder = folder
@@ -77,40 +94,99 @@ class Tool:
         return path
 
 
-async def compile_once(pool: WorkerPool, key: WorkerKey, tool: Tool) -> float:
-    """Seconds of one real request, from sending to the answer, in a sandbox as a host makes it."""
-    lease = await pool.acquire(key)
-    sandbox = Path(key.cwd) / "__sandbox" / str(lease.lease_id)
-    shutil.copytree(tool.inputs, sandbox)
-    try:
+class Processes:
+    """Workers as plain processes, whose requests come with a sandbox in their host's execroot."""
+
+    def __init__(self, tool: Tool, count: int) -> None:
+        self._host = tool.folder / f"host-{count}"
+        self._host.mkdir(exist_ok=True)
+        self.execroot = ExecrootSettings()
+        names = ("PATH", "HOME")
+        environment = tuple(sorted((name, os.environ[name]) for name in names if name in os.environ))
+        self.key = WorkerKey("p", tool.argv, str(self._host), env=environment, own_execroot=True)
+
+    def runtime(self) -> Runtime:
+        return LocalProcessRuntime()
+
+    @contextlib.contextmanager
+    def staged(self, lease: Lease, inputs: Path) -> Iterator[None]:
+        """The inputs are where the worker works."""
         assert lease.execroot is not None
-        staged = lease.execroot.stage_sandbox(os.fsencode(sandbox.relative_to(key.cwd)))
-        began = time.perf_counter()
-        answer = await lease.execute(tool.request(tool.measured))
-        took_s = time.perf_counter() - began
-        staged.collect()
+        sandbox = self._host / "__sandbox" / str(lease.lease_id)
+        shutil.copytree(inputs, sandbox)
+        try:
+            staged = lease.execroot.stage_sandbox(os.fsencode(sandbox.relative_to(self._host)))
+            yield
+            staged.collect()
+        finally:
+            shutil.rmtree(sandbox)
+
+
+class Containers:
+    """Workers in containers, whose requests come with an action's directory each."""
+
+    def __init__(self, tool: Tool, engine: PrivateContainerd) -> None:
+        self._work = tool.folder / "work"
+        self._work.mkdir(exist_ok=True)
+        self._settings = CriSettings(
+            pool="p",
+            socket=engine.socket,
+            image=HOST_IMAGE,
+            isolation=Isolation(run_as_user=UID, run_as_group=UID),
+            mounts=tuple(Mount(path, path) for path in (*host_mounts(), str(tool.jar))),
+            state_dir=str(tool.folder / "state"),
+        )
+        self.execroot = ExecrootSettings(
+            base=str(self._work / ".p"), seen_as=SEEN_AS, uid=UID, gid=UID, in_container=True
+        )
+        self.key = WorkerKey("p", tool.argv, SEEN_AS, own_execroot=True, for_actions=True)
+
+    def runtime(self) -> Runtime:
+        return CriRuntime(self._settings)
+
+    @contextlib.contextmanager
+    def staged(self, lease: Lease, inputs: Path) -> Iterator[None]:
+        """The inputs are where the worker works."""
+        assert lease.execroot is not None
+        directory = self._work / str(lease.lease_id)
+        shutil.copytree(inputs, directory)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            staged = lease.execroot.stage_action(fd)
+            yield
+            staged.collect()
+        finally:
+            os.close(fd)
+            shutil.rmtree(directory)
+
+
+async def compile_once(pool: WorkerPool, where: Processes | Containers, tool: Tool) -> float:
+    """Seconds of one real request, from sending to the answer."""
+    lease = await pool.acquire(where.key)
+    try:
+        with where.staged(lease, tool.inputs):
+            began = time.perf_counter()
+            answer = await lease.execute(tool.request(tool.measured))
+            took_s = time.perf_counter() - began
         if answer.pb.exit_code:
             raise SystemExit(answer.pb.output.decode())
     finally:
         lease.release()
-        shutil.rmtree(sandbox)
     return took_s
 
 
-async def measure(tool: Tool, count: int) -> dict[str, float]:
+async def measure(tool: Tool, count: int, engine: PrivateContainerd | None) -> dict[str, float]:
     """One worker, primed with so many requests: its first real request, its steady state, its warm-up."""
     rules = WarmupRules(requests=(tool.record(count),) if count else (), max_s=600.0)
-    settings = PoolSettings("p", PoolLimits(max_jobs_per_worker=None), Language.JVM, warmup_rules=rules)
-    host = tool.folder / f"host-{count}"
-    host.mkdir(exist_ok=True)
-    pool = WorkerPool({"p": settings}, {"p": LocalProcessRuntime()})
+    where = Processes(tool, count) if engine is None else Containers(tool, engine)
+    limits = PoolLimits(max_jobs_per_worker=None)
+    settings = PoolSettings("p", limits, Language.JVM, warmup_rules=rules, execroot=where.execroot)
+    pool = WorkerPool({"p": settings}, {"p": where.runtime()})
     done: list[Event] = []
     pool.events.subscribe(lambda event: done.append(event) if event.kind is EventKind.WARMUP_DONE else None)
-    environment = tuple(sorted((name, os.environ[name]) for name in ("PATH", "HOME") if name in os.environ))
-    key = WorkerKey("p", tool.argv, str(host), env=environment, own_execroot=True)
     try:
-        first_s = await compile_once(pool, key, tool)
-        warm = [await compile_once(pool, key, tool) for _ in range(WARM_RUNS)]
+        first_s = await compile_once(pool, where, tool)
+        warm = [await compile_once(pool, where, tool) for _ in range(WARM_RUNS)]
     finally:
         await pool.close()
     numbers = done[0].numbers if done else {}
@@ -126,8 +202,32 @@ async def measure(tool: Tool, count: int) -> dict[str, float]:
     }
 
 
+@contextlib.contextmanager
+def engine_for(runtime: str) -> Iterator[PrivateContainerd | None]:
+    """A private containerd with the image that the workers run in; None for plain processes."""
+    if runtime == "process":
+        yield None
+        return
+    reason = why_no_engine()
+    if reason is not None:
+        raise SystemExit(f"priming: {reason}")
+    engine = PrivateContainerd()
+    try:
+        engine.start()
+        for make, name in ((pause_image, PAUSE_IMAGE), (host_image, HOST_IMAGE)):
+            archive = engine.folder / "image.tar"
+            make(archive)
+            engine.import_image(archive, name)
+        yield engine
+    finally:
+        engine.stop()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="priming", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--runtime", choices=("process", "cri"), default="process", help="what a worker is (default process)"
+    )
     parser.add_argument(
         "--requests", default="0,1,5,20,50", metavar="LIST", help="recorded requests a worker"
     )
@@ -136,12 +236,12 @@ def main() -> int:
     given = parser.parse_args()
     counts = [int(text) for text in given.requests.split(",")]
     rounds: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, engine_for(given.runtime) as engine:
         try:
             tool = Tool(Path(folder))
             for _ in range(given.rounds):
                 for count in counts:
-                    rounds[count].append(asyncio.run(measure(tool, count)))
+                    rounds[count].append(asyncio.run(measure(tool, count, engine)))
         except (WrapperError, demo_input.DemoError) as error:
             print(f"priming: {error}", file=sys.stderr)
             return 1

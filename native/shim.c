@@ -1,10 +1,10 @@
 /* Process 1 of a worker's container: starts the worker on pipes that the host hands over, tells the host how that
  * went, and is the container's init. Static and mounted read-only, so that an image needs no shell. Usage:
- * shim SOCKET PROGRAM [ARGS...]. One connection to SOCKET. The host sends one byte with three descriptors (SCM_RIGHTS): the worker's standard
- * input, output and error. They are pipes, not the socket: the worker finds what it would find as a plain process,
- * and may open /dev/stdin or /dev/stderr again. Then the shim tells (integers: int32) 'W', sent by the worker's own
- * process, whose pid the host reads from the message's credentials; 'S' it runs; 'E' errno, it cannot; 'X' wait
- * status, it ended.
+ * shim SOCKET PROGRAM [ARGS...]. One connection to SOCKET. The host sends one byte with three descriptors
+ * (SCM_RIGHTS): the worker's standard input, output and error. They are pipes, not the socket: the worker finds what
+ * it would find as a plain process, and may open /dev/stdin or /dev/stderr again. Then the shim tells (integers:
+ * int32) 'W', sent by the worker's own process, whose pid the host reads from the message's credentials; 'S' it runs;
+ * 'E' errno, it cannot; 'X' wait status, it ended.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,12 +17,18 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 enum { EXIT_SHIM = 125, EXIT_NOT_STARTED = 127 };
 static char *default_path[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", NULL};
+
+/* Should we have been started without standard streams, what we open must not come in their places. */
+static int fill_standard_streams(void) {
+	int fd = 0;
+	while (fd >= 0 && fd < 3) fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	return fd < 0 ? -1 : close(fd);
+}
 
 static int connect_to(const char *path) {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -41,10 +47,7 @@ static int receive_streams(int status_fd, int streams[3]) {
 	struct cmsghdr *first = got == 1 ? CMSG_FIRSTHDR(&message) : NULL;
 	if (!first || first->cmsg_type != SCM_RIGHTS || first->cmsg_len != CMSG_LEN(3 * sizeof(int)))
 		return errno = got < 0 ? errno : ECONNABORTED, -1;
-	memcpy(streams, CMSG_DATA(first), 3 * sizeof(int));
-	for (int i = 0; i < 3; i++) /* not 0 to 2, should we have been started without those */
-		if ((streams[i] = fcntl(streams[i], F_DUPFD_CLOEXEC, 3)) < 0) return -1;
-	return 0;
+	return memcpy(streams, CMSG_DATA(first), 3 * sizeof(int)), 0;
 }
 
 static void tell(int status_fd, char what, int32_t value) {
@@ -60,8 +63,9 @@ static void become_worker(char **argv, int status_fd, const int streams[3]) {
 	for (int i = 0; i < 3; i++)
 		if (dup2(streams[i], i) < 0) return;
 	tell(status_fd, 'W', 0);
-	/* CLOSE_RANGE_CLOEXEC, which old headers lack; ours are so anyway, these are what an engine may have left open. */
-	syscall(SYS_close_range, 3, ~0U, 4);
+	/* Ours are so anyway; these are what an engine may have left open. 4: CLOSE_RANGE_CLOEXEC, of Linux 5.11. */
+	if (syscall(SYS_close_range, 3, ~0U, 4))
+		for (int fd = 3; fd < 1024; fd++) fcntl(fd, F_SETFD, FD_CLOEXEC);
 	sigprocmask(SIG_SETMASK, &(sigset_t){0}, NULL);
 	char **worker_environment = environ;
 	if (!getenv("PATH")) environ = default_path; /* to find the program; the worker does not see it */
@@ -80,30 +84,26 @@ static void reap(pid_t worker, int status_fd) {
 
 int main(int argc, char **argv) {
 	if (argc < 3) return fprintf(stderr, "usage: shim SOCKET PROGRAM [ARGS...]\n"), EXIT_SHIM;
+	prctl(PR_SET_DUMPABLE, 0); /* the worker, of the same user, may not trace us; its own exec undoes this for it */
+	if (fill_standard_streams()) return fprintf(stderr, "shim: cannot open /dev/null: %m\n"), EXIT_SHIM;
 	int status_fd = connect_to(argv[1]);
 	if (status_fd < 0) return fprintf(stderr, "shim: cannot connect to %s: %m\n", argv[1]), EXIT_SHIM;
-	int streams[3];
+	int streams[3], ends[2];
 	if (receive_streams(status_fd, streams)) return fprintf(stderr, "shim: no streams came: %m\n"), EXIT_SHIM;
-	prctl(PR_SET_DUMPABLE, 0); /* the worker, of the same user, may not trace us; its own exec undoes this for it */
 	for (int number = 1; number < NSIG; number++) signal(number, SIG_DFL);
 	sigset_t awaited = {0};
-	for (const int *number = (int[]){SIGCHLD, SIGTERM, SIGINT, SIGHUP, 0}; *number; number++) sigaddset(&awaited, *number);
+	for (const int *one = (int[]){SIGCHLD, SIGTERM, SIGINT, SIGHUP, 0}; *one; one++) sigaddset(&awaited, *one);
 	sigprocmask(SIG_SETMASK, &awaited, NULL); /* kept until sigwaitinfo, even for a process 1 without handlers */
-
-	int ends[2], failure_fd; /* not 0 to 2, should we have been started without those */
-	if (pipe2(ends, O_CLOEXEC) || (failure_fd = fcntl(ends[1], F_DUPFD_CLOEXEC, 3)) < 0)
-		return fprintf(stderr, "shim: cannot make a pipe: %m\n"), EXIT_SHIM;
-	close(ends[1]);
-	int32_t error = 0;
+	if (pipe2(ends, O_CLOEXEC)) return fprintf(stderr, "shim: cannot make a pipe: %m\n"), EXIT_SHIM;
 	pid_t worker = fork();
+	int32_t error = worker < 0 ? errno : 0;
 	if (worker == 0) {
 		become_worker(argv, status_fd, streams);
 		error = errno;
-		(void)!write(failure_fd, &error, sizeof error);
+		(void)!write(ends[1], &error, sizeof error);
 		_exit(EXIT_NOT_STARTED);
 	}
-	if (worker < 0) error = errno;
-	close(failure_fd);
+	close(ends[1]);
 	for (int i = 0; i < 3; i++) close(streams[i]); /* or the host would not see the worker's end of file */
 	if (worker > 0) (void)!TEMP_FAILURE_RETRY(read(ends[0], &error, sizeof error)); /* its end: exec closed it */
 	if (error) {

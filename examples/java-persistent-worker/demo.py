@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import demo_containers
 import demo_input
 from demo_input import Action, DemoError, DemoInput, Jdk
 from progress import Progress
@@ -62,11 +63,15 @@ class PoolOutcome(Outcome):
 class Demo:
     """One run of the demo over one input."""
 
-    def __init__(self, given: DemoInput, jdk: Jdk, at_once: int, outputs: Path) -> None:
+    def __init__(
+        self, given: DemoInput, jdk: Jdk, at_once: int, outputs: Path, workers_uid: int | None = None
+    ) -> None:
         self.given = given
         self.jdk = jdk
         self.at_once = at_once
         self.outputs = outputs
+        self.workers_uid = workers_uid
+        """Of the workers in containers; None: they run as we do."""
 
     def processes(self, label: str, numbers: Sequence[int], jvm_flags: Sequence[str], into: Outcome) -> None:
         """Run these actions as one javac process each, and add what that took to `into`."""
@@ -162,6 +167,8 @@ class Demo:
     def _output_folder(self, name: str) -> Path:
         folder = self.outputs / name
         folder.mkdir()
+        if self.workers_uid is not None:
+            os.chown(folder, self.workers_uid, self.workers_uid)
         return folder
 
 
@@ -187,6 +194,7 @@ def report(
     pool: PoolOutcome,
     quick: Outcome,
     default: Outcome | None,
+    runtime: str,
 ) -> dict[str, object]:
     """The figures of a whole run as plain values, times in seconds."""
     total = len(given.actions)
@@ -196,6 +204,7 @@ def report(
         "input": given.description,
         "actions": total,
         "at_once": at_once,
+        "runtime": runtime,
         "process_c1_s": quick.wall_s,
         "process_c1_median_s": statistics.median(quick.latencies_s),
         "pool_c1_s": pool.wall_s,
@@ -229,6 +238,7 @@ def table(figures: dict[str, object]) -> str:
         return float(value)
 
     total = int(number("actions"))
+    in_containers = " in containers" if figures["runtime"] == "cri" else ""
     rows = [("", "actions", "wall time", "an action", "pool is faster by")]
     if "process_default_s" in figures:
         sample = int(number("process_default_sample"))
@@ -253,7 +263,7 @@ def table(figures: dict[str, object]) -> str:
     )
     rows.append(
         (
-            "warm pool, C1 + serial GC, worker starts included",
+            f"warm pool{in_containers}, C1 + serial GC, worker starts included",
             str(total),
             f"{number('pool_c1_s'):.1f} s",
             f"{number('pool_c1_s') / total * 1000:.0f} ms",
@@ -292,7 +302,24 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--instances", type=int, metavar="N", help="at most N workers")
     parser.add_argument("--input", choices=("auto", "maven", "own"), default="auto", help="what to compile")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    containers = parser.add_argument_group("workers in containers")
+    containers.add_argument(
+        "--runtime", choices=("process", "cri"), default="process", help="what a worker is (default process)"
+    )
+    containers.add_argument("--cri-socket", metavar="PATH", help="the container engine's CRI socket")
+    containers.add_argument(
+        "--container-image", metavar="REF", help="the image; this machine's JDK is mounted into it"
+    )
+    containers.add_argument(
+        "--mount",
+        metavar="PATH[:PLACE]",
+        action="append",
+        default=[],
+        help="something else of this machine that the containers may read; may be repeated",
+    )
     chosen = parser.parse_args(arguments)
+    if chosen.runtime == "cri" and not (chosen.cri_socket and chosen.container_image):
+        parser.error(demo_containers.HINT)
     if chosen.actions is None:
         chosen.actions = QUICK_ACTIONS if chosen.quick else FULL_ACTIONS
     for name in ("actions", "instances"):
@@ -314,12 +341,23 @@ def run(chosen: argparse.Namespace) -> dict[str, object]:
     wrapper = [sys.executable, "-m", "wrapper"]
     if chosen.instances is not None:
         wrapper += ["--max-instances", str(chosen.instances)]
-    wrapper += ["--", jdk.java, *QUICK_JVM, "-jar", str(jar), "--persistent_worker"]
+    tool = [jdk.java, *QUICK_JVM, "-jar", str(jar), "--persistent_worker"]
+    contained = chosen.runtime == "cri"
 
     everything = range(len(given.actions))
     half = len(everything) // 2
-    with tempfile.TemporaryDirectory(prefix="outputs.", dir=demo_input.CACHE) as outputs:
-        demo = Demo(given, jdk, at_once, Path(outputs))
+    # Where workers in containers run is where they may write.
+    beside = given.folder if contained else demo_input.CACHE
+    with tempfile.TemporaryDirectory(prefix="outputs.", dir=beside) as outputs:
+        if contained:
+            pools = demo_containers.document(
+                chosen.cri_socket, chosen.container_image, tool, jdk, jar, chosen.mount
+            )
+            wrapper += ["--config", str(demo_containers.write(Path(outputs), pools))]
+            os.chmod(outputs, 0o755)
+        else:
+            wrapper += ["--", *tool]
+        demo = Demo(given, jdk, at_once, Path(outputs), demo_containers.UID if contained else None)
         # One half before the pool and one after it: a machine that slows down meanwhile slows both sides.
         quick = Outcome()
         demo.processes("one process an action, first half", everything[:half], QUICK_JVM, quick)
@@ -331,7 +369,7 @@ def run(chosen: argparse.Namespace) -> dict[str, object]:
             step = max(1, len(everything) // DEFAULT_FLAGS_SAMPLE)
             default = Outcome()
             demo.processes("one process an action, default flags (a sample)", everything[::step], (), default)
-    return report(given, at_once, pool, quick, default)
+    return report(given, at_once, pool, quick, default, chosen.runtime)
 
 
 def say(text: str) -> None:

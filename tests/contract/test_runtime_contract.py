@@ -42,6 +42,8 @@ while line := os.read(0, 65536):
         subprocess.Popen(["/bin/sleep", "1000"], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
     if b"die" in line:
         os._exit(3)
+    if b"name" in line:
+        with open("/dev/stderr", "wb") as f: f.write(b"by name\\n")
     os.write(1, line)
 if "stubborn" in sys.argv:
     while True: signal.pause()
@@ -205,6 +207,18 @@ def test_the_tail_of_stderr_is_there_even_after_the_end(kind: Kind) -> None:
             await ask(worker)
             assert b"tool is up" in worker.stderr_tail()
         assert b"tool is up" in worker.stderr_tail()
+
+    kind.run(main())
+
+
+@pytest.mark.parametrize(
+    "kind", ["process", pytest.param("cri", marks=pytest.mark.engine)], indirect=True
+)  # a fake one has no streams of the kernel's
+def test_a_worker_may_open_its_streams_again_by_their_names(kind: Kind) -> None:
+    async def main() -> None:
+        async with started(kind) as worker:
+            await ask(worker, b"name\n")
+            await eventually(lambda: b"by name" in worker.stderr_tail())
 
     kind.run(main())
 

@@ -24,7 +24,23 @@ from worker_host import Answer, HostError, WorkerHost  # noqa: E402
 from wrapper.worker_protocol.messages import WorkRequest  # noqa: E402
 from wrapper.worker_protocol.wire_format import WireFormat  # noqa: E402
 
-__all__ = ["Answer", "HostError", "WireFormat", "WorkRequest", "WorkerHost", "fetched", "request", "wrapped"]
+__all__ = [
+    "QUICK_JVM",
+    "Answer",
+    "HostError",
+    "WireFormat",
+    "WorkRequest",
+    "WorkerHost",
+    "fetched",
+    "java_builder_command",
+    "java_builder_request",
+    "request",
+    "wrapped",
+]
+
+QUICK_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+_COMPILER_PARTS = ("api", "main", "model", "processing", "resources", "tree", "util")
+_COMPILER_INSIDES = ("code", "comp", "file", "parser")
 
 
 def fetched(fetch: Callable[[], Path]) -> Path:
@@ -50,3 +66,23 @@ def wrapped(
 def request(*arguments: str | Path) -> WorkRequest:
     """A request with these arguments; the host gives it its id."""
     return WorkRequest.of(arguments=[str(argument).encode() for argument in arguments])
+
+
+def java_builder_command(java: str, jar: str | Path) -> list[str]:
+    """What Bazel starts JavaBuilder with, with a quick JVM; without --persistent_worker."""
+    exports = [f"--add-exports=jdk.compiler/com.sun.tools.javac.{p}=ALL-UNNAMED" for p in _COMPILER_PARTS]
+    opens = [f"--add-opens=jdk.compiler/com.sun.tools.javac.{p}=ALL-UNNAMED" for p in _COMPILER_INSIDES]
+    opens += ["--add-opens=java.base/java.nio=ALL-UNNAMED", "--add-opens=java.base/java.lang=ALL-UNNAMED"]
+    jvm = [*QUICK_JVM, "-Dsun.io.useCanonCaches=false", "-Xlog:disable"]
+    return [java, *exports, *opens, *jvm, "-jar", str(jar)]
+
+
+def java_builder_request(source: str, output: str, label: str) -> WorkRequest:
+    """One source to one jar, as Bazel words it."""
+    return request(
+        *("--output", output, "--output_manifest_proto", f"{output}_manifest_proto"),
+        *("--compress_jar", "--sources", source),
+        *("--javacopts", "-source", "11", "-target", "11", "-g", "-XDcompilePolicy=simple", "--"),
+        *("--target_label", label, "--strict_java_deps", "ERROR"),
+        *("--reduce_classpath_mode", "NONE"),
+    )

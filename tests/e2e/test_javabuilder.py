@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.driver import Answer, WorkRequest, fetched, request, wrapped
+from tests.e2e.driver import (
+    Answer,
+    WorkRequest,
+    fetched,
+    java_builder_command,
+    java_builder_request,
+    wrapped,
+)
 
 from fetch_java_tools import java_builder  # isort: skip  # the driver has put tools/ on sys.path
 
 COMPILES = 50
-COMPILER_PARTS = ("api", "main", "model", "processing", "resources", "tree", "util")
-COMPILER_INSIDES = ("code", "comp", "file", "parser")
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +28,7 @@ def javabuilder() -> list[str]:
     java = shutil.which("java")
     if java is None:
         pytest.fail("java is missing: apt-get install openjdk-17-jdk-headless", pytrace=False)
-    exports = [f"--add-exports=jdk.compiler/com.sun.tools.javac.{p}=ALL-UNNAMED" for p in COMPILER_PARTS]
-    opens = [f"--add-opens=jdk.compiler/com.sun.tools.javac.{p}=ALL-UNNAMED" for p in COMPILER_INSIDES]
-    opens += ["--add-opens=java.base/java.nio=ALL-UNNAMED", "--add-opens=java.base/java.lang=ALL-UNNAMED"]
-    jvm = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dsun.io.useCanonCaches=false", "-Xlog:disable"]
-    return [java, *exports, *opens, *jvm, "-jar", str(fetched(java_builder))]
+    return java_builder_command(java, fetched(java_builder))
 
 
 def compile_requests(folder: Path) -> list[WorkRequest]:
@@ -41,15 +42,7 @@ def compile_requests(folder: Path) -> list[WorkRequest]:
             f'public class Number{number} {{ public static String text() {{ return "is-{number}-"; }} }}\n'
         )
         output = f"out/libnumber{number}.jar"
-        requests.append(
-            request(
-                *("--output", output, "--output_manifest_proto", f"{output}_manifest_proto"),
-                *("--compress_jar", "--sources", source),
-                *("--javacopts", "-source", "11", "-target", "11", "-g", "-XDcompilePolicy=simple", "--"),
-                *("--target_label", f"//numbers:number{number}", "--strict_java_deps", "ERROR"),
-                *("--reduce_classpath_mode", "NONE"),
-            )
-        )
+        requests.append(java_builder_request(source, output, f"//numbers:number{number}"))
     return requests
 
 

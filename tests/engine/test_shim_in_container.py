@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.engine import PrivateContainerd
 from tests.support.loop import eventually, run_async
-from tests.support.oci_image import HOST_IMAGE, host_mounts
+from tests.support.oci_image import HOST_IMAGE, WORKER_UID, host_mounts
 from tests.support.raw_cri import RawCri
 from tests.support.shim_host import ShimHost
 from wrapper.runtime.native import shim_path
@@ -23,7 +23,8 @@ import os
 if os.fork() == 0:
     os.setsid()
     os.execv("/usr/bin/sleep", ["sleep", "1000"])
-os.write(2, b"%8d%8d" % (os.getpid(), os.getppid()))
+with open("/dev/stderr", "wb") as again:
+    again.write(b"%8d%8d" % (os.getpid(), os.getppid()))
 while chunk := os.read(0, 1 << 16):
     while chunk:
         chunk = chunk[os.write(1, chunk):]
@@ -41,6 +42,7 @@ def cri(engine: PrivateContainerd) -> Iterator[RawCri]:
 @pytest.fixture
 def host() -> Iterator[ShimHost]:
     with ShimHost(shim_path()) as host:
+        host.worker_uid = WORKER_UID
         yield host
 
 
@@ -52,7 +54,7 @@ def container(cri: RawCri, host: ShimHost, request: pytest.FixtureRequest) -> It
         container = cri.start(
             pod,
             HOST_IMAGE,
-            ["/nlww/shim", "/nlww/io/socket", "/nlww/io/stderr", "/usr/bin/python3", "-c", WORKER],
+            ["/nlww/shim", "/nlww/io/socket", "/usr/bin/python3", "-c", WORKER],
             mounts=host_mounts(),
             mounts_at={"/nlww/shim": shim_path(), "/nlww/io": str(host.folder)},
             hardened=True,
@@ -73,13 +75,13 @@ def namespace_pid(pid: int) -> int:
 def test_the_host_talks_to_the_worker_and_knows_it_by_its_own_pids(host: ShimHost, container: str) -> None:
     frame = os.urandom(1 << 20)
     assert host.exchange(frame) == frame
-    inside = [namespace_pid(host.peer_pid(connection)) for connection in (host.data, host.status)]
+    inside = [namespace_pid(pid) for pid in (host.worker_pid, host.shim_pid)]
     assert list(map(int, host.read_stderr(16).split())) == inside
     assert inside[1] == 1
 
 
 def test_the_worker_cannot_look_into_the_shim(cri: RawCri, host: ShimHost, container: str) -> None:
-    worker = namespace_pid(host.peer_pid(host.data))
+    worker = namespace_pid(host.worker_pid)
     assert cri.execute(container, ["sh", "-c", f"ls /proc/{worker}/fd"]) == (0, "0\n1\n2\n")
     code, output = cri.execute(container, ["sh", "-c", "ls /proc/1/fd"])
     assert (code != 0, "Permission denied" in output) == (True, True), output
@@ -88,9 +90,9 @@ def test_the_worker_cannot_look_into_the_shim(cri: RawCri, host: ShimHost, conta
 def test_the_end_of_the_worker_is_told_at_once_and_is_the_containers(
     cri: RawCri, host: ShimHost, container: str
 ) -> None:
-    host.data.shutdown(1)
+    host.close(host.stdin_fd)
     assert host.worker_end() == 5
-    assert host.read_data_until_end() == b""  # the straggler, which held it too, is dead
+    assert host.read_until_end() == b""  # the straggler, which held it too, is dead
     run_async(eventually(lambda: cri.status(container)[3] == [EXITED]))
     assert cri.status(container)[7] == [5]
 

@@ -454,6 +454,7 @@ def _setting_up(container: Container) -> str:
         lines += [*make, f"mount --bind {host} {place}"]
         if mount.readonly:
             lines.append(f"mount -o remount,bind,ro {place}")
+    lines += [f"mkdir -p {root}/dev", f"mount --rbind /dev {root}/dev"]
     lines += [f"mount -t proc proc {root}/proc", "pivot_root . .", "umount -l ."]
     if security.readonly_rootfs:
         lines.append("mount -o remount,bind,ro /")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tests.support.raw_cri import RawCri
 from wrapper.config_containers import EXECROOTS
 from wrapper.runtime.base import Mount
 from wrapper.runtime.cri_container import CriSettings
+from wrapper.runtime.cri_owned import GROUP_PREFIX, owner_of
 from wrapper.runtime.isolation import Isolation
 
 ISOLATION = Isolation(run_as_user=WORKER_UID, run_as_group=WORKER_UID)
@@ -68,5 +68,13 @@ def leftovers_on_node(folder: Path) -> list[str]:
     found = [f"mount {point}" for point in mounts if point.startswith(f"{folder}/")]
     found += [str(path) for path in (folder / "state").glob("*/*")]
     found += [str(path) for path in (folder / "work" / EXECROOTS).glob("*")]
-    found += [f"group {path}" for path in glob.glob(f"/sys/fs/cgroup/*/nlww-*generation-{os.getpid()}-*")]
+    owner = owner_of(str(folder / "state"))
+    found += [f"group {path}" for path in glob.glob(f"/sys/fs/cgroup/*/{GROUP_PREFIX}-{owner}-*")]
     return found
+
+
+def stop_containers(engine: PrivateContainerd) -> None:
+    """As an operator might: every container, at once, behind the back of whoever started it."""
+    with RawCri(engine.socket) as cri:
+        for container in cri.containers():
+            cri.call("RuntimeService/StopContainer", [(1, container), (2, 0)])

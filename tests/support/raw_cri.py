@@ -144,6 +144,10 @@ class RawCri:
         answer = self.call("RuntimeService/ListPodSandbox", [])
         return [decode(pod)[1][0].decode() for pod in answer.get(1, [])]
 
+    def containers(self) -> list[str]:
+        answer = self.call("RuntimeService/ListContainers", [])
+        return [decode(container)[1][0].decode() for container in answer.get(1, [])]
+
     def remove_pod(self, pod_id: str) -> None:
         """With all its containers."""
         self.call("RuntimeService/StopPodSandbox", [(1, pod_id)], patient=True)

@@ -24,6 +24,7 @@ from wrapper.runtime.base import CommandSpec, Language
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "java-typescript-pools.json5"
+CONTAINERS_EXAMPLE = ROOT / "examples" / "crio-pools.json5"
 
 
 def pool(fields: str = "") -> str:
@@ -524,6 +525,33 @@ def test_check_config_prints_every_limit_in_force() -> None:
     assert re.search(r"^  max_workers +8$", text, re.MULTILINE)
     assert re.search(r"^  limits.max_waiting +10000  \(default\)$", text, re.MULTILINE)
     assert "3600 (each worker lives 3240 to 3600 s)" in text
+
+
+def test_check_config_finds_nothing_wrong_with_the_example_for_containers() -> None:
+    out = io.StringIO()
+    assert check_config(CONTAINERS_EXAMPLE, out) == 0
+    assert out.getvalue().startswith(f"{CONTAINERS_EXAMPLE}: nothing wrong; 2 pools\n")
+    config = load_config(CONTAINERS_EXAMPLE)
+    assert [(each.name, each.runtime) for each in config.pools] == [("java", "cri"), ("typescript", "cri")]
+    switches = [name for name, field in IsolationConfig.model_fields.items() if field.default is True]
+    assert len(switches) == 5
+    for each in config.pools:
+        assert each.has_own_execroots
+        assert each.isolation.run_as_user
+        assert set(switches) <= each.isolation.model_fields_set, "isolation is to be spelt out"
+        assert all(getattr(each.isolation, name) for name in switches)
+
+
+@pytest.mark.parametrize("kind", ["Balanced", "Memory-constrained", "Quick"])
+def test_each_cadence_of_garbage_collection_in_the_example_is_a_valid_one(kind: str) -> None:
+    """Those that are commented out are put in the place of the one that is not."""
+    text = CONTAINERS_EXAMPLE.read_text()
+    offered = re.findall(rf"// {kind}.*\n((?: +//.*\n)*?) +(?:// )?(lifecycle: .*)\n", text)
+    assert len(offered) == 2
+    for _, lifecycle in offered:
+        changed = re.sub(r"^      lifecycle: .*$", lifecycle, text, flags=re.MULTILINE)
+        frequencies = [each.lifecycle.gc_job_frequency for each in parse_config(changed, kind).pools]
+        assert frequencies == [int(lifecycle.partition("gc_job_frequency: ")[2].partition(" ")[0])] * 2
 
 
 def test_check_config_shows_no_value_of_the_environment(tmp_path: Path) -> None:

@@ -23,12 +23,13 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "execroots"
 
 
-def python(code: str, *arguments: str) -> subprocess.Popen[str]:
+def python(code: str, *arguments: str, close_fds: bool = True) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        close_fds=close_fds,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
@@ -104,13 +105,14 @@ def test_a_generation_is_private_and_its_lock_is_not_inherited_by_what_it_starts
     own = Generation.begin(str(base))
     assert os.stat(own.path).st_mode & 0o777 == 0o700
     assert os.stat(base).st_mode & 0o777 == 0o700
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+    child = python("print('up', flush=True); input()", close_fds=False)
+    try:
+        assert line(child) == "up"
         own.leave()
         (dead,) = take_over(str(base))
         dead.wipe()
-        assert child.stdin is not None
-        child.stdin.close()
-        child.kill()
+    finally:
+        end(child)
     assert list(base.iterdir()) == []
 
 

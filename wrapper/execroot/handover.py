@@ -168,6 +168,21 @@ class Handover:
             os.fchown(fd, self.owner.uid, self.owner.gid)
         os.fchmod(fd, mode)
 
+    def make_directory(self, parent: int, name: str) -> int:
+        """A new one of the owner's, opened. After an error there is none."""
+        os.mkdir(name, 0o700, dir_fd=parent)
+        try:
+            fd = os.open(name, DIRECTORY, dir_fd=parent)
+            try:
+                self.lock(fd, 0o755)
+            except BaseException:
+                os.close(fd)
+                raise
+        except BaseException:
+            os.rmdir(name, dir_fd=parent)
+            raise
+        return fd
+
     def take_back(self, parent: int, directories: list[Directory]) -> OSError | None:
         """Undo `hand_over` where the worker never was. Goes on after an error, and returns the first."""
         if self.is_trusted:

@@ -158,14 +158,7 @@ class Carrier:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
             os.unlink(name, dir_fd=parent)  # an input that the worker has replaced by a directory
-        os.mkdir(name, 0o755, dir_fd=parent)
-        fd = os.open(name, DIRECTORY, dir_fd=parent)
-        try:
-            self._handover.lock(fd, 0o755)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        return self._handover.make_directory(parent, name)
 
 
 def copy_file(source: int, name: str, target: int, new_name: str, handover: Handover) -> int:

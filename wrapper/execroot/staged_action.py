@@ -143,16 +143,15 @@ class StagedAction:
                 first = self._handover.take_back(level.fd, top.below) or first
             for number, name in reversed(self._moved):
                 try:
-                    os.rename(name, name, src_dir_fd=own.levels[number].fd, dst_dir_fd=self._fds[number])
+                    if name in os.listdir(own.levels[number].fd):  # else it is the one that failed
+                        os.rename(name, name, src_dir_fd=own.levels[number].fd, dst_dir_fd=self._fds[number])
                 except OSError as second:
-                    # The one that could not be moved is not here. Asked after: across mounts rename looks at
-                    # the mounts first, and says EXDEV for what does not exist.
-                    if _exists(own.levels[number].fd, name):
-                        first = first or second
+                    first = first or second
         self._end()
         try:
             if not own.unusable:
-                own.empty()
+                if self._strategy is Strategy.LINK:
+                    own.empty()
                 own.unlock()
         except (OSError, RuntimeUnavailable) as second:
             own.unusable = "unusable"
@@ -211,9 +210,7 @@ class StagedAction:
         fd = self._fds[number]
         if fd < 0:
             above, name = self._action_fd(number - 1), self._own.levels[number].path[-1]
-            os.mkdir(name, 0o755, dir_fd=above)
-            fd = self._fds[number] = os.open(name, DIRECTORY, dir_fd=above)
-            self._handover.lock(fd, 0o755)
+            fd = self._fds[number] = self._handover.make_directory(above, name)
         return fd
 
     def _end(self) -> None:
@@ -222,11 +219,3 @@ class StagedAction:
                 os.close(fd)
         self._fds = []
         self._tops = []
-
-
-def _exists(directory_fd: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

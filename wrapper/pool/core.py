@@ -491,6 +491,11 @@ class Core:
         """Start one more worker for a key with waiters, if that is worth it and there is room."""
         if not key.waiting or key.starting or key.pool.draining:
             return
+        if key.backoff.holds(now):
+            if key.retry_armed_at != key.backoff.retry_at:
+                key.retry_armed_at = key.backoff.retry_at
+                self._timers.at(key.backoff.retry_at, lambda now: self._try_again(key, now))
+            return
         if key.waiting <= key.warming * key.pool.limits.max_requests_per_worker_at_once:
             return  # a long warm-up must not make one request start worker after worker
         if not key.serving:

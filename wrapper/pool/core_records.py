@@ -96,6 +96,8 @@ class KeyState:
     serving: int = 0
     backoff: StartBackoff = field(default_factory=StartBackoff)
     estimates: Estimates = field(default_factory=Estimates)
+    retry_armed_at: float = -math.inf
+    """When its waiters will get a start although the runtime could do none: a timer is set for that."""
     grew_at: float = -math.inf
     """When a worker of this key was last started or became ready."""
     is_multiplex: bool = False

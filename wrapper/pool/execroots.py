@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from wrapper.errors import RuntimeUnavailable
 from wrapper.execroot.scratch import Scratch, Staged
 from wrapper.execroot.worker_execroot import WorkerExecroot
+from wrapper.pool.inplace import InplaceMounts
 from wrapper.pool.settings import ExecrootSettings, PoolSettings
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.runtime.base import Mount
@@ -53,11 +54,13 @@ class Execroot(Protocol):
 class SandboxExecroot:
     """Below the execroot of our own host, for tools that do not know `sandbox_dir`."""
 
-    def __init__(self, host: str, worker_id: int, settings: ExecrootSettings) -> None:
+    def __init__(
+        self, host: str, worker_id: int, settings: ExecrootSettings, mounts: tuple[Mount, ...]
+    ) -> None:
         self._host = host
         self._own = WorkerExecroot.make(host, worker_id, uid=settings.uid, gid=settings.gid)
         self.path = self.seen_as = self._own.path
-        self.mounts = inplace_mounts(host) if settings.in_container else ()
+        self.mounts = mounts
 
     def stage_action(self, directory_fd: int) -> Staged:
         raise RuntimeUnavailable("a worker that serves sandboxed requests takes no action's directory")
@@ -112,6 +115,7 @@ class Execroots:
     def __init__(self, settings: Mapping[str, PoolSettings]) -> None:
         self._settings = settings
         self._generations: dict[str, Generation] = {}
+        self._inplace = InplaceMounts()
 
     def make(self, key: WorkerKey, worker_id: int) -> Execroot | None:
         """None: the worker runs where its host does. Raises RequestRefused, ConfigError, OSError."""
@@ -119,7 +123,8 @@ class Execroots:
             return None
         settings = self._settings[key.pool].execroot
         if not key.for_actions:
-            return SandboxExecroot(key.cwd, worker_id, settings)
+            mounts = self._inplace.of(key.cwd) if settings.in_container else ()
+            return SandboxExecroot(key.cwd, worker_id, settings, mounts)
         from wrapper.execroot.action_execroot import ActionExecroot, Strategy  # not in worker mode
 
         generation = self._generation(settings)
@@ -155,43 +160,10 @@ class Execroots:
         """What a worker sees that runs where its host does."""
         if key.own_execroot or not self._settings[key.pool].execroot.in_container:
             return ()
-        return inplace_mounts(key.cwd)
+        return self._inplace.of(key.cwd)
 
     def close(self) -> None:
         """Delete this process's folders; every execroot was removed before. Raises RuntimeUnavailable."""
         while self._generations:
             _, generation = self._generations.popitem()
             generation.wipe()
-
-
-_TOO_MUCH = 2
-"""A path of so few components (/, /home) is never mounted because something lies directly in it."""
-
-
-def inplace_mounts(cwd: str) -> tuple[Mount, ...]:
-    """The host's execroot, and where the links directly in it lead to, at the same paths.
-
-    Bazel's execroot is a folder of links to the top-level entries of the user's workspace, which change from
-    build to build: so the folder that such an entry lies in is mounted, and not the entry, unless that would
-    be half of the machine. Of it a worker may read all, and write nothing.
-    """
-    read_only: dict[str, None] = {}
-    with os.scandir(cwd) as entries:
-        links = [entry.path for entry in entries if entry.is_symlink()]
-    for link in sorted(links):
-        target = os.path.realpath(link)
-        if not os.path.exists(target):
-            continue
-        parent = os.path.dirname(target)
-        wide = len([part for part in parent.split("/") if part]) < _TOO_MUCH
-        read_only[target if wide else parent] = None
-    inside = f"{os.path.realpath(cwd)}/"
-    places = sorted(read_only)
-    mounts = [Mount(cwd, cwd, read_only=False)]
-    for place in places:
-        covered = f"{place}/".startswith(inside) or any(
-            f"{place}/".startswith(f"{other}/") for other in places if other != place
-        )
-        if not covered:
-            mounts.append(Mount(place, place))
-    return tuple(mounts)

@@ -87,8 +87,17 @@ class WorkerPool:
     # ---- for those who want a worker -----------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to keep the minimum of warm workers."""
+        """Begin to keep the minimum of warm workers, and remove what dead processes of ours have left."""
+        for runtime in set(self._runtimes.values()):
+            self._spawn(self._prepare(runtime), f"prepare {runtime!r}")
         self._feed(m.Tick())
+
+    @staticmethod
+    async def _prepare(runtime: Runtime) -> None:
+        try:
+            await runtime.prepare()
+        except WrapperError as error:
+            _log.warning("%s", error.message)  # the first start tries again, and tells its caller
 
     async def acquire(self, key: WorkerKey, *, timeout_s: float | None = None) -> Lease:
         """A worker of this key, the most recently used first; waits in turn while there is none.

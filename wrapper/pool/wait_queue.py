@@ -48,6 +48,7 @@ def overdue(waiter: Waiter, now: float) -> PoolTimeout:
         f"{now - waiter.since:.1f} s ({len(key.workers)} workers of this key, "
         f"{key.pool.slots} of at most {key.pool.limits.max_workers} in the pool, "
         f"{key.waiting} requests of this key waiting)"
+        + (f"; the last start failed: {key.backoff.error.message}" if key.backoff.error is not None else "")
     )
 
 

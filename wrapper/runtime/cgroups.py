@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from dataclasses import dataclass, field
 
 from wrapper.errors import RuntimeUnavailable
@@ -132,6 +133,23 @@ class ParentGroup:
                 if os.path.isdir(f"{root}{self.name}/{name}"):
                     found[f"{self.name}/{name}"] = None
         return list(found)
+
+    def kill(self) -> int:
+        """SIGKILL whatever runs in it or below it; returns how many processes that were.
+
+        For a group that only workers of ours were ever put into, when the engine knows nothing of them any
+        more: one that was killed while it started a container has left its first process behind.
+        """
+        killed = 0
+        root = self._places.controllers.get("pids") or self._places.unified or ""
+        for folder, _, _ in os.walk(root + self.name):
+            for word in _read(f"{folder}/cgroup.procs").split():
+                try:
+                    os.kill(int(word), signal.SIGKILL)
+                    killed += 1
+                except ProcessLookupError:
+                    continue
+        return killed
 
     def remove(self) -> list[str]:
         """Remove it from every hierarchy; returns where it is still in use. Its own parent stays."""

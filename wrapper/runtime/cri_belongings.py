@@ -138,6 +138,7 @@ class Removal:
         if own.group is not None:
             stuck = own.group.remove()
             if stuck:
+                own.group.kill()
                 raise RuntimeUnavailable(f"control groups are still in use: {', '.join(stuck)}")
             own.group = None
         if own.folder:

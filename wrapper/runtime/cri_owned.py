@@ -1,4 +1,4 @@
-"""What processes of one base have in the engine and on the node: found by labels, removed when they are dead.
+"""What the processes of one base have in the engine and on the node: found by labels, removed when dead.
 
 A pod, or a control group, of an owner is dead's if its generation is: if no folder of that name is below the
 base, or its lock is free. So even what an engine has made for a process after that process's death is found,
@@ -31,7 +31,7 @@ class Owned:
     def __init__(self, engine: CriEngine, base: str) -> None:
         self._engine = engine
         self._base = base
-        self.owner = _owner_of(base)
+        self.owner = owner_of(base)
 
     def group(self, generation: str, serial: int) -> ParentGroup:
         """The control group of a worker."""
@@ -76,6 +76,8 @@ class Owned:
             stuck = self._remove_groups(generation)
             if not stuck:
                 return
+            if waited_s:
+                ParentGroup(self._group_of_all(generation)).kill()
             if waited_s >= PATIENCE_S:
                 _log.warning("control groups are still in use, the next start removes them: %s", stuck)
                 return
@@ -97,7 +99,7 @@ class Owned:
         return stuck or of_all.remove()
 
 
-def _owner_of(base: str) -> str:
+def owner_of(base: str) -> str:
     """The label of all that lies below this base on this machine."""
     try:
         with open("/etc/machine-id", encoding="ascii") as file:

@@ -61,7 +61,7 @@ class ShimLink:
         self.stdin_fd = self.stdout_fd = self.stderr_fd = -1
         self._theirs: list[int] = []
         try:
-            self._make_pipes()
+            self._make_pipes(gid)
             self._listen(folder, gid)
         except OSError as error:
             self.close()
@@ -70,7 +70,7 @@ class ShimLink:
             self.close()
             raise
 
-    def _make_pipes(self) -> None:
+    def _make_pipes(self, gid: int) -> None:
         theirs, self.stdin_fd = os.pipe()
         self._theirs.append(theirs)
         self.stdout_fd, theirs = os.pipe()
@@ -82,6 +82,11 @@ class ShimLink:
         linux.set_pipe_size(self.stdout_fd, linux.PIPE_BYTES)
         for fd in (self.stdin_fd, self.stdout_fd, self.stderr_fd):
             os.set_blocking(fd, False)
+        for fd in self._theirs:
+            if os.geteuid() != self._uid:
+                os.fchown(
+                    fd, self._uid, gid
+                )  # or it could not open /dev/stderr, which is the same pipe again
 
     def _listen(self, folder: str, gid: int) -> None:
         listener = self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

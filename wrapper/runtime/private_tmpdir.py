@@ -11,8 +11,9 @@ import os
 import stat
 from collections.abc import Iterable
 
-from wrapper.files import open_mine, remove_below, remove_tree
+from wrapper.files import remove_below, remove_tree
 
+_PIN = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SENTINEL_NS = 1_000_000_000 * 1_000_000_000  # 2001-09-09: no change of a directory happens then
 
 
@@ -34,15 +35,21 @@ class PrivateTmpdir:
         while todo:
             directory = todo.pop()
             names = []
-            self._mark(directory)
             try:
-                with os.scandir(os.path.join(self.path, directory)) as entries:
+                pin = self._pin(directory)
+            except OSError:
+                continue  # gone again
+            try:
+                _mark(pin)
+                with os.scandir(_path_of(pin)) as entries:
                     for entry in entries:
                         names.append(entry.name)
                         if entry.is_dir(follow_symlinks=False):
                             todo.append(os.path.join(directory, entry.name))
             except OSError:
-                continue  # gone again, or made unreadable by the worker: then its content is not compared
+                continue  # made unreadable by the worker: then its content is not compared
+            finally:
+                os.close(pin)
             self._own[directory] = frozenset(names)
         self._suspect = set(self._own)
 
@@ -51,40 +58,43 @@ class PrivateTmpdir:
         if "" in self._own:
             self._own[""] |= frozenset(names)
 
-    def _mark(self, directory: str) -> None:
-        # A modification time of our own is the flag "not changed since": it does not depend on how
-        # finely the file system counts time. Set before listing, so that a change in between shows.
-        path = os.path.join(self.path, directory)
-        try:
-            os.utime(path, ns=(_SENTINEL_NS, _SENTINEL_NS), follow_symlinks=False)
-        except OSError:
-            pass
+    def _pin(self, directory: str) -> int:
+        """A descriptor of one of the directories, reached through no link: the worker is at work here too."""
+        pin = os.open(self.path, _PIN)
+        for component in directory.split("/") if directory else ():
+            try:
+                below = os.open(component, _PIN, dir_fd=pin)
+            finally:
+                os.close(pin)
+            pin = below
+        return pin
 
     def added(self) -> list[str]:
         """Relative paths of entries that are new since `take_as_own`; a new directory counts once."""
         found: list[str] = []
         for directory, own_names in list(self._own.items()):
-            path = os.path.join(self.path, directory) if directory else self.path
             try:
-                info = os.lstat(path)
-            except OSError:
+                pin = self._pin(directory)
+            except FileNotFoundError:
                 if directory:
                     del self._own[directory]
                     self._suspect.discard(directory)
                 else:  # a tool that empties its TMPDIR may remove too much: the next request needs one
-                    os.mkdir(path, 0o700)
+                    os.mkdir(self.path, 0o700)
                 continue
-            if info.st_mtime_ns == _SENTINEL_NS and directory not in self._suspect:
-                continue
-            if not stat.S_ISDIR(info.st_mode):
+            except OSError:  # something else is in its place
                 found.append(directory)
                 continue
-            self._mark(directory)
             try:
-                names = _list(path)
+                if os.fstat(pin).st_mtime_ns == _SENTINEL_NS and directory not in self._suspect:
+                    continue
+                _mark(pin)
+                names = _list(pin)
             except OSError:
                 self._suspect.add(directory)
                 continue
+            finally:
+                os.close(pin)
             new = [os.path.join(directory, name) for name in names if name not in own_names]
             found += new
             if new:
@@ -117,12 +127,22 @@ def is_quick_to_remove(root: str, paths: list[str]) -> bool:
         return len(paths) <= 1
 
 
-def _list(path: str) -> list[str]:
+def _path_of(pin: int) -> str:
+    return f"/proc/self/fd/{pin}"
+
+
+def _mark(pin: int) -> None:
+    # A modification time of our own is the flag "not changed since": it does not depend on how finely the
+    # file system counts time. Set before listing, so that a change in between shows.
     try:
-        return os.listdir(path)
+        os.utime(_path_of(pin), ns=(_SENTINEL_NS, _SENTINEL_NS))
+    except OSError:
+        pass
+
+
+def _list(pin: int) -> list[str]:
+    try:
+        return os.listdir(_path_of(pin))
     except PermissionError:
-        fd = open_mine(None, path)
-        try:
-            return os.listdir(fd)
-        finally:
-            os.close(fd)
+        os.chmod(_path_of(pin), stat.S_IMODE(os.fstat(pin).st_mode) | stat.S_IRWXU)
+        return os.listdir(_path_of(pin))
