@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from wrapper.clock import monotonic_s
 from wrapper.errors import RuntimeUnavailable
-from wrapper.runtime import linux, process_tree
+from wrapper.runtime import jvm_attach, linux, process_tree
 from wrapper.runtime.base import (
     CommandResult,
     CommandSpec,
@@ -247,6 +247,8 @@ class ContainerWorker:
         before, start_s = self.memory_bytes(), monotonic_s()
         if not await self._gc.collect(self._group.processes(), self.run):
             return None
+        # A JVM makes its attach socket in /tmp, which here is the worker's own. It is no request's.
+        self._tmpdir.adopt(name for name in self._tmpdir.added() if jvm_attach.is_socket(name))
         return GcReport(before, self.memory_bytes(), monotonic_s() - start_s)
 
     # The end.

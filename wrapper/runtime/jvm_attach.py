@@ -209,6 +209,11 @@ def _capability(pid: int, inner_pid: int) -> bool | None:
     return found.group(1) == b"1" if found else None
 
 
+def is_socket(name: str) -> bool:
+    """Whether this is what a JVM calls its attach socket."""
+    return re.fullmatch(r"\.java_pid[0-9]+", name) is not None
+
+
 async def _exchange(path: str, command: str) -> bytes:
     reader, writer = await asyncio.open_unix_connection(path)
     try:

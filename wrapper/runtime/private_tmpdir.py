@@ -53,6 +53,11 @@ class PrivateTmpdir:
             self._own[directory] = frozenset(names)
         self._suspect = set(self._own)
 
+    def adopt(self, names: Iterable[str]) -> None:
+        """These entries, directly in it, belong to the worker too from now on."""
+        if "" in self._own:
+            self._own[""] |= frozenset(names)
+
     def _pin(self, directory: str) -> int:
         """A descriptor of one of the directories, reached through no link: the worker is at work here too."""
         pin = os.open(self.path, _PIN)
