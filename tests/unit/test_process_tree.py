@@ -51,7 +51,7 @@ def test_a_signal_goes_only_to_the_process_that_was_seen(sleeper: subprocess.Pop
 
 
 def test_a_caught_signal_is_told_from_a_deadly_one(sleeper: subprocess.Popen[bytes]) -> None:
-    # A handler of our own: whoever starts the tests in the background has SIGINT ignored, and Python keeps that.
+    # A handler of our own: where the tests are started in the background, SIGINT is ignored by all of them.
     before = signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
     try:
         assert process_tree.catches_signal(os.getpid(), signal.SIGUSR1)
