@@ -82,6 +82,7 @@ def test_the_host_talks_to_the_worker_and_knows_it_by_its_own_pids(host: ShimHos
 
 def test_the_worker_cannot_look_into_the_shim(cri: RawCri, host: ShimHost, container: str) -> None:
     worker = namespace_pid(host.worker_pid)
+    assert host.read_stderr(16), "it has started, and has the files of its start open no more"
     assert cri.execute(container, ["sh", "-c", f"ls /proc/{worker}/fd"]) == (0, "0\n1\n2\n")
     code, output = cri.execute(container, ["sh", "-c", "ls /proc/1/fd"])
     assert (code != 0, "Permission denied" in output) == (True, True), output
