@@ -71,6 +71,9 @@ class Outputs:
                         remove_entry(descent.fd, name)
                         continue
                     fd, changed = self._handover.open_and_lock(descent.fd, name, known)
+                    if not changed and known is not None and not known.below:
+                        os.close(fd)  # as most are
+                        continue
                     try:
                         self._path.append(name)
                         below = self._look(fd, known, changed)
