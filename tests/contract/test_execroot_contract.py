@@ -141,6 +141,18 @@ def test_a_file_made_directly_after_staging_is_seen_whatever_the_clock(
         assert os.stat(action / f"src/b/{number}").st_uid == HOST_ID
 
 
+def test_a_directory_changed_in_the_present_tick_gets_a_time_of_the_past(
+    world: ActionWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execroot = world.execroot()
+    monkeypatch.setattr(own_directory, "file_system_clock_ns", lambda fd: 0)
+    with opened(world.make_action(INPUTS)) as fd:
+        staged = execroot.stage(fd)
+    assert os.stat(os.path.join(execroot.path, "src/b")).st_mtime == 1e9
+    staged.collect()
+    execroot.remove()
+
+
 def test_replaced_inputs_are_outputs_also_when_they_get_the_same_inode(
     world: ActionWorld, execroot: ActionExecroot
 ) -> None:

@@ -49,6 +49,7 @@ class FailsOnce:
 
     def __init__(self, patch: pytest.MonkeyPatch, number: int, error: Callable[[], BaseException]) -> None:
         self.was_reached = False
+        self.made = 0
         self._left = number
         self._error = error
         for name in CALLS:
@@ -56,6 +57,7 @@ class FailsOnce:
 
     def _wrap(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            self.made += 1
             self._left -= 1
             if self._left == 0:
                 self.was_reached = True
@@ -163,6 +165,25 @@ def test_a_collection_that_fails_anywhere_gives_back_nothing_unsealed_and_the_wo
                     execroot.stage(fd)
         execroot.remove()
     assert number > 30
+
+
+@pytest.mark.parametrize("strategy", [Strategy.RENAME])
+def test_the_number_of_system_calls_does_not_depend_on_the_number_of_files(
+    tmp_path: Path, strategy: Strategy
+) -> None:
+    world = ActionWorld(tmp_path)
+    counts = []
+    for files in (2, 50):
+        inputs: dict[str, str | None] = {f"top/{d}/{f}": "x" for d in range(10) for f in range(files)}
+        execroot, action = world.execroot(strategy), world.make_action(inputs, f"action{files}")
+        with opened(action) as fd, pytest.MonkeyPatch.context() as patch:
+            calls = FailsOnce(patch, 0, KeyboardInterrupt)
+            execroot.stage(fd).collect()
+            counts.append(calls.made)
+        execroot.remove()
+    assert counts[0] == counts[1]
+    # Of each directory: open, look, hand over; open, lock, look.
+    assert counts[0] <= 12 * 6 + 30
 
 
 def test_an_undo_that_fails_is_quiet_and_the_execroot_takes_no_more(

@@ -38,11 +38,19 @@ class Ids:
     gid: int
 
 
+Identity = tuple[int, ...]
+"""Inode and, of what was copied, modification time: an inode that was freed may be given out again.
+
+Where the worker has the owner's uid and nothing was copied, a new file that got the inode of an input is
+taken for that: it is given back as the worker left it, and there is nothing to be sealed there.
+"""
+
+
 class Directory:
     """What is remembered of a directory that was handed over.
 
-    `mode`: that it is given back with; what it had, less the right of others to write. `names`: inodes
-    of all entries, or None where whose a file is tells what it is.
+    `mode`: that it is given back with; what it had, less the right of others to write. `names`: what
+    tells each entry from another (see `Identity`), or None where whose a file is tells what it is.
     """
 
     __slots__ = ("below", "changed_ns", "inode", "is_shared", "mode", "name", "names")
@@ -54,7 +62,7 @@ class Directory:
         mode: int,
         changed_ns: int,
         is_shared: bool,
-        names: dict[str, int] | None,
+        names: dict[str, Identity] | None,
     ) -> None:
         self.name = name
         self.inode = inode
@@ -112,7 +120,7 @@ class Handover:
     def _hand_over_one(self, fd: int, name: str, found: list[Directory]) -> list[str] | None:
         info = os.fstat(fd)
         below: list[str] | None = None
-        names: dict[str, int] | None = None
+        names: dict[str, Identity] | None = None
         if self._counts_links and info.st_nlink == 2:
             has_files = has_entries(fd)
         else:
@@ -121,7 +129,7 @@ class Handover:
             below = [entry.name for entry in every if entry.is_dir(follow_symlinks=False)]
             has_files = len(below) < len(every)
             if self._keeps_names:
-                names = {entry.name: entry.inode() for entry in every}
+                names = identities(every)
         mode = stat.S_IMODE(info.st_mode)
         returned_mode = mode if self.is_trusted else mode & ~_OTHERS_MAY_WRITE
         directory = Directory(name, info.st_ino, returned_mode, info.st_mtime_ns, has_files, names)
@@ -241,6 +249,11 @@ try:
     has_entries = _with_getdents()  # a quarter less than `scandir` of what a thousand inputs cost to stage
 except (ImportError, OSError, AttributeError):  # a C library that does not export it
     has_entries = _with_scandir
+
+
+def identities(entries: list[os.DirEntry[str]]) -> dict[str, Identity]:
+    """Of the files and links among these."""
+    return {entry.name: (entry.inode(),) for entry in entries if not entry.is_dir(follow_symlinks=False)}
 
 
 def file_system_clock_ns(fd: int) -> int:

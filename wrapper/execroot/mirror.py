@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from wrapper.execroot.handover import Directory, Handover
+from wrapper.execroot.handover import Directory, Handover, Identity
 from wrapper.execroot.seal import copy_to_new, open_file, remove_quietly, sealed_mode
 from wrapper.files import DIRECTORY, Descent, remove_entry, temporary_name
 
@@ -35,8 +35,6 @@ class Mirror:
                 names, into = todo[-1]
                 for name in names:
                     below = self._enter(name, sources, targets)
-                    into.names = into.names or {}
-                    into.names[name] = below.inode
                     into.below.append(below)
                     todo.append((self._fill(sources.fd, targets.fd, None, below), below))
                     break
@@ -66,7 +64,7 @@ class Mirror:
         with os.scandir(source) as listing:
             entries = [entry for entry in listing if entry.name != kept]
         below = []
-        names: dict[str, int] = {}
+        names: dict[str, Identity] = {}
         into.names = names
         for entry in entries:
             name = entry.name
@@ -75,14 +73,14 @@ class Mirror:
             elif entry.is_symlink():
                 names[name] = copy_link(source, name, target, name, self._handover)
             elif entry.is_file(follow_symlinks=False):
-                names[name] = self._mirror_file(source, target, name, entry.inode())
+                names[name] = self._mirror_file(source, target, name)
         return iter(below)
 
-    def _mirror_file(self, source: int, target: int, name: str, inode: int) -> int:
+    def _mirror_file(self, source: int, target: int, name: str) -> Identity:
         if self._can_link:
             try:
                 os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-                return inode
+                return _identity(target, name)
             except OSError as error:
                 if error.errno not in _CANNOT_LINK:
                     raise
@@ -161,23 +159,33 @@ class Carrier:
         return self._handover.make_directory(parent, name)
 
 
-def copy_file(source: int, name: str, target: int, new_name: str, handover: Handover) -> int:
-    """A copy of the owner's, which the worker can only read. Returns its inode."""
+def copy_file(source: int, name: str, target: int, new_name: str, handover: Handover) -> Identity:
+    """A copy of the owner's, which the worker can only read, with the times of the original."""
     fd = open_file(source, name)
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise OSError(errno.ESTALE, "a file was replaced while it was looked at", name)
         copy_to_new(fd, info.st_size, target, new_name, sealed_mode(info.st_mode), handover.owner)
+        times = (info.st_atime_ns, info.st_mtime_ns)
+        os.utime(new_name, ns=times, dir_fd=target, follow_symlinks=False)
     finally:
         os.close(fd)
-    return os.stat(new_name, dir_fd=target, follow_symlinks=False).st_ino
+    return _identity(target, new_name)
 
 
-def copy_link(source: int, name: str, target: int, new_name: str, handover: Handover) -> int:
-    """The same link, the owner's. Returns its inode."""
+def copy_link(source: int, name: str, target: int, new_name: str, handover: Handover) -> Identity:
+    """The same link, the owner's, with the times of the original."""
     os.symlink(os.readlink(name, dir_fd=source), new_name, dir_fd=target)
     if not handover.is_trusted:
         owner = handover.owner
         os.chown(new_name, owner.uid, owner.gid, dir_fd=target, follow_symlinks=False)
-    return os.stat(new_name, dir_fd=target, follow_symlinks=False).st_ino
+    info = os.stat(name, dir_fd=source, follow_symlinks=False)
+    times = (info.st_atime_ns, info.st_mtime_ns)
+    os.utime(new_name, ns=times, dir_fd=target, follow_symlinks=False)
+    return _identity(target, new_name)
+
+
+def _identity(parent: int, name: str) -> Identity:
+    info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    return (info.st_ino, info.st_mtime_ns)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from wrapper.execroot.handover import Directory, Handover
+from wrapper.execroot.handover import Directory, Handover, Identity
 from wrapper.execroot.seal import remove_quietly, seal
 from wrapper.files import Descent, remove_entry, temporary_name
 
@@ -71,6 +71,9 @@ class Outputs:
                         remove_entry(descent.fd, name)
                         continue
                     fd, changed = self._handover.open_and_lock(descent.fd, name, known)
+                    if not changed and known is not None and not known.below:
+                        os.close(fd)  # as most are
+                        continue
                     try:
                         self._path.append(name)
                         below = self._look(fd, known, changed)
@@ -123,12 +126,14 @@ class Outputs:
                 self._see_to(fd, name, names)
         return iter(found)
 
-    def _see_to(self, parent: int, name: str, names: dict[str, int] | None) -> None:
+    def _see_to(self, parent: int, name: str, names: dict[str, Identity] | None) -> None:
         handover = self._handover
         info = os.stat(name, dir_fd=parent, follow_symlinks=False)
         is_owners = info.st_uid == handover.owner.uid
-        if names is not None and names.get(name) == info.st_ino and is_owners:
-            return
+        if names is not None and is_owners:
+            known = names.get(name, (-1,))
+            if known == (info.st_ino, info.st_mtime_ns)[: len(known)]:
+                return
         if is_owners and not handover.is_trusted and self._delivery is None:
             return
         if self._discard:

@@ -12,7 +12,7 @@ import errno
 import os
 
 from wrapper.errors import RequestRefused, RuntimeUnavailable
-from wrapper.execroot.handover import Directory, Handover, Ids
+from wrapper.execroot.handover import Directory, Handover, Ids, identities
 from wrapper.execroot.mirror import Carrier, Mirror
 from wrapper.execroot.outputs import Collected, Outputs
 from wrapper.execroot.own_directory import Level, OwnDirectory
@@ -128,7 +128,7 @@ class StagedAction:
             entries = [entry for entry in listing if entry.name != level.kept]
         directories = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         if self._handover.is_trusted:
-            self._tops[number].names = {entry.name: entry.inode() for entry in entries}
+            self._tops[number].names = identities(entries)
         for entry in entries:
             self._moved.append((number, entry.name))
             os.rename(entry.name, entry.name, src_dir_fd=fd, dst_dir_fd=level.fd)
