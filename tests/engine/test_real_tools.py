@@ -154,7 +154,7 @@ def test_the_examples_java_worker_compiles_action_after_action_and_its_garbage_i
             await pool.garbage_was_collected(REQUESTS // GC_EVERY)
             async with pool.manager.lease("pool") as lease:
                 process = lease._connection.process
-                left = Path(f"/proc/{process.pid}/root/tmp/cleaned").read_text().split()
+                left = Path(f"/proc/{process.pid}/root", "tmp", "cleaned").read_text().split()
                 assert left[1] == "java"
                 inner = Path(f"/proc/{process.pid}/status").read_text().partition("NSpid:")[2].splitlines()[0]
                 assert left[0] == inner.split()[-1]

@@ -27,6 +27,7 @@ from wrapper.runtime.cgroups import ContainerGroup
 from wrapper.runtime.cri_belongings import Belongings
 from wrapper.runtime.cri_engine import EngineError
 from wrapper.runtime.cri_stdio import ShimLink, StartedPids
+from wrapper.runtime.first_read import FirstRead
 from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove
 from wrapper.runtime.stderr_reader import StderrReader
 
@@ -74,7 +75,7 @@ class ContainerWorker:
         self._shim_pid = pids.shim
         self._baseline: frozenset[int] | None = None
         self._clean_at: bytes | None = None
-        self._drain_fd = -1
+        self._first_read = FirstRead(self._loop, self._take_baseline)
         self._closed = False
         self._hurry: asyncio.Future[None] = self._loop.create_future()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
@@ -127,10 +128,9 @@ class ContainerWorker:
     # What a request has left behind.
 
     def first_request_sent(self) -> None:
-        """See WorkerProcess, and LocalWorker for how: the pipe is the same."""
-        if self._baseline is None and self._drain_fd < 0 and not self._closed and self.stdin_fd >= 0:
-            self._drain_fd = os.dup(self.stdin_fd)
-            self._loop.add_writer(self._drain_fd, self._take_baseline)
+        """See WorkerProcess."""
+        if self._baseline is None and not self._closed:
+            self._first_read.watch(self.stdin_fd)
 
     def first_answer_seen(self) -> None:
         """See WorkerProcess."""
@@ -141,14 +141,7 @@ class ContainerWorker:
             self._clean_at = self._runtime.cursor.read()
             self._baseline = frozenset(self._group.processes())
             self._tmpdir.take_as_own()
-            linux.set_pipe_size(self.stdin_fd, linux.PIPE_BYTES)
-        self._close_drain()
-
-    def _close_drain(self) -> None:
-        fd, self._drain_fd = self._drain_fd, -1
-        if fd >= 0:
-            self._loop.remove_writer(fd)
-            os.close(fd)
+            self._first_read.is_over(self.stdin_fd)
 
     def leftovers(self) -> Leftovers:
         """See WorkerProcess."""
@@ -277,7 +270,7 @@ class ContainerWorker:
 
     async def _end(self) -> None:
         try:
-            self._close_drain()
+            self._first_read.close()
             self._link.close_stdin()
             self._signal(signal.SIGTERM, self._pidfds[-1:])
             await asyncio.wait((self.exited, self._hurry), return_when=asyncio.FIRST_COMPLETED)
@@ -309,7 +302,7 @@ class ContainerWorker:
         if self._closed:
             return
         self._closed = True
-        self._close_drain()
+        self._first_read.close()
         self._stderr.close()
         self._link.close()
         self._gc.close()

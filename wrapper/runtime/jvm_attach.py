@@ -89,6 +89,11 @@ def remove_traces(pids: Iterable[int]) -> None:
             continue
 
 
+def _root_of(pid: int) -> str:
+    """The root directory that the process sees, as the kernel shows it to us."""
+    return f"/proc/{pid}/root"
+
+
 def _uid(pid: int) -> int:
     value = process_tree.status_field(pid, "Uid")
     if value is None:
@@ -98,7 +103,7 @@ def _uid(pid: int) -> int:
 
 async def _attach_socket(pid: int) -> str:
     uid, inner_pid = _uid(pid), process_tree.namespace_pid(pid)
-    tmp = f"/proc/{pid}/root/tmp"
+    tmp = os.path.join(_root_of(pid), "tmp")
     socket_path = f"{tmp}/.java_pid{inner_pid}"
     if _is_socket_of(socket_path, uid):
         return socket_path
@@ -194,7 +199,7 @@ def _capability(pid: int, inner_pid: int) -> bool | None:
         user = pwd.getpwuid(_uid(pid)).pw_name
     except KeyError:
         return None
-    path = f"/proc/{pid}/root/tmp/hsperfdata_{user}/{inner_pid}"
+    path = os.path.join(_root_of(pid), "tmp", f"hsperfdata_{user}", str(inner_pid))
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -31,6 +31,7 @@ from wrapper.runtime.base import (
 )
 from wrapper.runtime.child import Child
 from wrapper.runtime.command import run_command
+from wrapper.runtime.first_read import FirstRead
 from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove
 from wrapper.runtime.process_tree import KILL_TIMEOUT_S, ProcessTree, read_stat
 from wrapper.runtime.stderr_log import StderrForward, StderrLogs
@@ -134,7 +135,7 @@ class LocalWorker:
         self.has_garbage = self._gc.has_a_way
         self._baseline: frozenset[int] | None = None
         self._clean_at: bytes | None = None
-        self._drain_fd = -1
+        self._first_read = FirstRead(self._loop, self._take_baseline)
         self._ending = False
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._hurry: asyncio.Future[None] = self._loop.create_future()
@@ -183,16 +184,9 @@ class LocalWorker:
     # What a request has left behind.
 
     def first_request_sent(self) -> None:
-        """See WorkerProcess.
-
-        The pipe holds one page until now, so that its write end becomes writable exactly when the
-        worker has taken the first bytes out. Watched on a duplicate: the pool may be waiting to
-        write on the descriptor itself. What the worker does between that moment and the loop's
-        next turn counts as its own too.
-        """
-        if self._baseline is None and self._drain_fd < 0 and not self._closed and self.stdin_fd >= 0:
-            self._drain_fd = os.dup(self.stdin_fd)
-            self._loop.add_writer(self._drain_fd, self._take_baseline)
+        """See WorkerProcess."""
+        if self._baseline is None and not self._closed:
+            self._first_read.watch(self.stdin_fd)
 
     def first_answer_seen(self) -> None:
         """See WorkerProcess."""
@@ -203,15 +197,7 @@ class LocalWorker:
             self._clean_at = self._runtime.cursor.read()
             self._baseline = frozenset(self._tree.descendants())
             self._tmpdir.take_as_own()
-            if self.stdin_fd >= 0:
-                linux.set_pipe_size(self.stdin_fd, linux.PIPE_BYTES)
-        self._close_drain()
-
-    def _close_drain(self) -> None:
-        fd, self._drain_fd = self._drain_fd, -1
-        if fd >= 0:
-            self._loop.remove_writer(fd)
-            os.close(fd)
+            self._first_read.is_over(self.stdin_fd)
 
     def leftovers(self) -> Leftovers:
         """See WorkerProcess. 15 µs if no process was created meanwhile, else some 10 µs a thread."""
@@ -358,7 +344,7 @@ class LocalWorker:
             self._close()
 
     def _close_stdin(self) -> None:
-        self._close_drain()
+        self._first_read.close()
         fd, self.stdin_fd = self.stdin_fd, -1
         self._close_data_fd(fd)
 
