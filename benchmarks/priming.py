@@ -2,7 +2,7 @@
 """What priming gains: the first real request of a new JVM worker, against the same request when it is warm.
 
     .venv/bin/python benchmarks/priming.py [--runtime process|cri] [--requests 0,1,5,20,50] [--rounds N]
-        [--json FILE]
+        [--jvm-flag=FLAG] [--json FILE]
 
 The example's Java worker (C1, serial GC) compiles the example's own sources. Requests are recorded as
 `nativelink_worker_wrapper record` does it, a worker is primed with so many of them, and then compiles a
@@ -64,11 +64,11 @@ SEEN_AS = "/execroot"
 class Tool:
     """The worker, its requests, and the record file of some of them."""
 
-    def __init__(self, folder: Path, tool_argv: tuple[str, ...] | None = None) -> None:
+    def __init__(self, folder: Path, jvm_flags: tuple[str, ...] = ()) -> None:
         demo_input.CACHE.mkdir(parents=True, exist_ok=True)
         jdk = demo_input.find_jdk()
         self.jar = demo_input.worker_jar(jdk)
-        self.argv = tool_argv or (jdk.java, *JVM_FLAGS, "-jar", str(self.jar), "--persistent_worker")
+        self.argv = (jdk.java, *JVM_FLAGS, *jvm_flags, "-jar", str(self.jar), "--persistent_worker")
         made = demo_input.prepare("own", MAX_PRIMED + 1, jdk, lambda _text: None)
         self.inputs = made.folder
         self.folder = folder
@@ -232,13 +232,16 @@ def main() -> int:
         "--requests", default="0,1,5,20,50", metavar="LIST", help="recorded requests a worker"
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="workers for each number")
+    parser.add_argument(
+        "--jvm-flag", action="append", default=[], metavar="FLAG", help="one more, for every worker"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     given = parser.parse_args()
     counts = [int(text) for text in given.requests.split(",")]
     rounds: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
     with tempfile.TemporaryDirectory() as folder, engine_for(given.runtime) as engine:
         try:
-            tool = Tool(Path(folder))
+            tool = Tool(Path(folder), tuple(given.jvm_flag))
             for _ in range(given.rounds):
                 for count in counts:
                     rounds[count].append(asyncio.run(measure(tool, count, engine)))
