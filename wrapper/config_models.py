@@ -192,13 +192,19 @@ class PoolConfig(Section):
         isolation = self.isolation
         return ExecrootSettings(
             strategy=self.execroot.strategy,
-            base=os.path.join(work_root or state_dir, EXECROOTS if work_root else "execroots"),
+            base=self._execroot_base(state_dir),
             work_root=work_root or "",
             seen_as=self.execroot.path if in_container else "",
             uid=isolation.uid if in_container else None,
             gid=isolation.gid if in_container else None,
             in_container=in_container,
         )
+
+    def _execroot_base(self, state_dir: str) -> str:
+        if not self.has_own_execroots:
+            return ""
+        work_root = self.execroot.work_root
+        return os.path.join(work_root, EXECROOTS) if work_root else os.path.join(state_dir, "execroots")
 
     @property
     def language_kind(self) -> Language:

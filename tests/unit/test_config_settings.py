@@ -120,9 +120,7 @@ def test_every_setting_of_a_pool_comes_from_the_document() -> None:
         ),
         post_job_cleanup=(CommandSpec(("clean",), 9), CommandSpec(("sweep",), 9)),
         gc_command=CommandSpec(("gc",), 4),
-        execroot=ExecrootSettings(
-            strategy="inplace", base="/srv/actions/.nativelink_worker_wrapper", work_root="/srv/actions"
-        ),
+        execroot=ExecrootSettings(strategy="inplace", work_root="/srv/actions"),
         frame_timeout_s=0.5,
         max_frame_bytes=2 * 1024 * 1024,
         acquire_timeout_s=12,

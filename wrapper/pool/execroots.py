@@ -138,14 +138,23 @@ class Execroots:
         )
         return ActionsExecroot(own, settings)
 
+    def remove_of_dead(self) -> None:
+        """Remove what dead processes have left staged, whose workers are gone. Raises RuntimeUnavailable."""
+        bases = {pool.execroot.base for pool in self._settings.values()}
+        for base in bases - self._generations.keys():
+            if base and os.path.isdir(base):
+                from wrapper.generation import take_over
+
+                for dead in take_over(base):
+                    dead.wipe()
+
     def _generation(self, settings: ExecrootSettings) -> Generation:
         generation = self._generations.get(settings.base)
         if generation is None:
             from wrapper.execroot.action_execroot import ActionExecroot
-            from wrapper.generation import Generation, take_over
+            from wrapper.generation import Generation
 
-            for dead in take_over(settings.base):
-                dead.wipe()
+            self.remove_of_dead()
             generation = Generation.begin(settings.base)
             try:
                 if settings.strategy == "rename" and settings.work_root:

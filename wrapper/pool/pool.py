@@ -88,14 +88,14 @@ class WorkerPool:
 
     def start(self) -> None:
         """Begin to keep the minimum of warm workers, and remove what dead processes of ours have left."""
-        for runtime in set(self._runtimes.values()):
-            self._spawn(self._prepare(runtime), f"prepare {runtime!r}")
+        self._spawn(self._prepare(), "remove what dead processes have left")
         self._feed(m.Tick())
 
-    @staticmethod
-    async def _prepare(runtime: Runtime) -> None:
+    async def _prepare(self) -> None:
         try:
-            await runtime.prepare()
+            for runtime in set(self._runtimes.values()):
+                await runtime.prepare()
+            self._execroots.remove_of_dead()  # only now: nobody works in them any more
         except WrapperError as error:
             _log.warning("%s", error.message)  # the first start tries again, and tells its caller
 
