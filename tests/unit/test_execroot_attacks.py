@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -312,6 +313,69 @@ def test_outputs_swapped_while_they_are_collected_do_no_harm(
             assert before["out/held"].content == b"good"
             assert world.blobs() == blobs
     assert swaps > ROUNDS / 10, "nothing was swapped while it was collected"
+
+
+AT_HOME = """
+import threading
+turns, done, shut = 0, False, []
+def look():
+    global turns
+    while not done:
+        try: os.close(os.open('.', os.O_RDONLY))
+        except OSError as error: shut.append(error.errno)
+        turns += 1
+threading.Thread(target=look).start()
+"""
+
+
+def test_the_way_home_is_never_shut(world: ActionWorld, execroot: ActionExecroot, hostile: Hostile) -> None:
+    """A JVM opens its working directory when it starts, to come back to it: else it stays elsewhere."""
+    hostile.run(AT_HOME)
+    for number in range(ROUNDS):
+        action = world.make_action({"src/A.java": "class A"}, f"action{number}")
+        with opened(action) as fd:
+            execroot.stage(fd).collect()
+    turns, shut = hostile.run("done = True; result = (turns, shut)")
+    assert shut == []
+    assert turns > ROUNDS
+
+
+RUSH = """
+import threading
+turns, done = 0, False
+paths = ['src/deep/er', 'src/deep/25', 'src/deep/49', 'src/deep', 'src', 'out/gen', 'out', 'src/added']
+def rush():
+    global turns
+    while not done:
+        for path in paths:
+            for attack in (
+                lambda: os.mkdir(path + '/added'),
+                lambda: os.rename(path, path + '.away'),
+                lambda: os.symlink('/etc', path),
+                lambda: os.symlink('/etc', path + '/link'),
+            ):
+                try: attack(); turns += 1
+                except OSError: pass
+threading.Thread(target=rush).start()
+"""
+
+
+def test_who_rushes_into_a_tree_that_is_being_staged_finds_closed_gates(
+    world: ActionWorld, execroot: ActionExecroot, hostile: Hostile
+) -> None:
+    tree = {"src/A.java": "class A", "src/deep/er/B.java": "class B", "out/gen": None, "flags": "-g"}
+    tree |= {f"src/deep/{number}/C.java": "class C" for number in range(50)}
+    hostile.run(RUSH)
+    for number in range(ROUNDS // 10):
+        action = world.make_action(tree, f"action{number}")
+        blobs = world.blobs()
+        with opened(action) as fd:
+            staged = execroot.stage(fd)  # raises if anything is not where it was
+        time.sleep(0.001)
+        staged.collect()
+        all_is_sealed(action)
+        assert world.blobs() == blobs
+    assert hostile.run("done = True; result = turns") > ROUNDS, "nobody got in afterwards"
 
 
 def test_a_worker_that_keeps_its_cwd_in_a_given_back_directory_only_looks_on(

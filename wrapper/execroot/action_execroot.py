@@ -48,7 +48,7 @@ class ActionExecroot:
         working_directory: bytes = b"",
         seen_as: str = "",
     ) -> ActionExecroot:
-        """A new one, the worker's own, with mode 0700. Raises OSError.
+        """A new one, the worker's own. Nobody but the worker may reach `base`. Raises OSError.
 
         `working_directory` is the worker's, below the execroot; its components exist from now on.
         `seen_as` is the path under which the worker sees the execroot, if that is another one.

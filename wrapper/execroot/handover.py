@@ -3,13 +3,16 @@
 Owns what is remembered of each directory meanwhile, and the two ways to hand one over:
 
 - *shared*: a directory in which input files lie keeps its owner and becomes writable for all; only the
-  worker reaches it, through an execroot of mode 0700. It adds and removes entries, but the modification
+  worker reaches the execroot. It adds and removes entries, but the modification
   time, which every such change sets, it cannot set back: only an owner can. So an untouched directory is
   recognised by one `fstat`, after the lock, with no race and no list of names. That is what makes a
   thousand inputs cheap. (Had the worker owned it, only the change time could not be forged, and the lock
   itself sets that.)
 - *own*: a directory without files (the parents of outputs, as a rule) becomes the worker's. A tool may do
   there what it likes: set times and modes. It is listed when it is taken back.
+
+On the way there the topmost directories are gates: closed to the worker until all that is below every one
+of them has been handed over, since it runs, and can look into its execroot at any time.
 
 Locking a directory is to make it one that the worker cannot change any more, by path or by a descriptor
 that it kept: the action's owner, and nobody else may write. From the top down, each step looks only at
@@ -30,6 +33,7 @@ from wrapper.files import DIRECTORY, Descent, open_mine
 _SENTINEL_NS = 1_000_000_000 * 1_000_000_000  # 2001-09-09: no change of a directory happens then
 _OTHERS_MAY_WRITE = 0o022
 _ALL_MAY_ALL = 0o777
+_CLOSED = 0o700
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,10 @@ class Handover:
     # ---- there -----------------------------------------------------------------------------------------
 
     def hand_over(self, parent: int, names: Iterable[str], found: list[Directory]) -> None:
-        """Hand over these subdirectories with all that is below. `found` tells which, whatever happens."""
+        """Hand over all that is below these subdirectories, and close them to the worker.
+
+        `found` tells which they are, whatever happens; `open_gates` hands over these themselves.
+        """
         descent = Descent(parent)
         todo: list[tuple[Iterator[str], list[Directory]]] = [(iter(names), found)]
         try:
@@ -101,7 +108,7 @@ class Handover:
                 for name in rest:
                     fd = os.open(name, DIRECTORY, dir_fd=parent)
                     try:
-                        below = self._hand_over_one(fd, name, found)
+                        below = self._hand_over_one(fd, name, found, is_gate=len(todo) == 1)
                     except BaseException:
                         os.close(fd)
                         raise
@@ -117,7 +124,18 @@ class Handover:
         finally:
             descent.close()
 
-    def _hand_over_one(self, fd: int, name: str, found: list[Directory]) -> list[str] | None:
+    def open_gates(self, parent: int, gates: Iterable[Directory]) -> None:
+        """The last step there. `parent` is locked, so a name is as good as a descriptor. Raises OSError."""
+        if self.is_trusted:
+            return
+        for gate in gates:
+            os.chmod(gate.name, gate.mode | (_ALL_MAY_ALL if gate.is_shared else 0), dir_fd=parent)
+            if not gate.is_shared:
+                os.chown(gate.name, self.worker.uid, self.worker.gid, dir_fd=parent, follow_symlinks=False)
+
+    def _hand_over_one(
+        self, fd: int, name: str, found: list[Directory], *, is_gate: bool
+    ) -> list[str] | None:
         info = os.fstat(fd)
         below: list[str] | None = None
         names: dict[str, Identity] | None = None
@@ -139,7 +157,9 @@ class Handover:
             directory.changed_ns = _SENTINEL_NS
         if self.is_trusted:
             return below
-        if has_files:
+        if is_gate:
+            os.fchmod(fd, _CLOSED)
+        elif has_files:
             os.fchmod(fd, mode | _ALL_MAY_ALL)
         else:
             os.fchown(fd, self.worker.uid, self.worker.gid)
@@ -192,7 +212,7 @@ class Handover:
         return fd
 
     def take_back(self, parent: int, directories: list[Directory]) -> OSError | None:
-        """Undo `hand_over` where the worker never was. Goes on after an error, and returns the first."""
+        """Undo `hand_over`, before the gates are open. Goes on after an error, and returns the first."""
         if self.is_trusted:
             return None
         first: OSError | None = None

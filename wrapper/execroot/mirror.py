@@ -27,14 +27,17 @@ class Mirror:
         self._can_link = True
 
     def make(self, source: int, target: int, kept: str | None, top: Directory) -> None:
-        """Mirror what is in one directory into another, and remember it in `top`. Raises OSError."""
+        """Mirror what is in one directory into another, and remember it in `top`. Raises OSError.
+
+        The topmost directories are ours until `Handover.open_gates`.
+        """
         sources, targets = Descent(source), Descent(target)
         todo = [(self._fill(source, target, kept, top), top)]
         try:
             while todo:
                 names, into = todo[-1]
                 for name in names:
-                    below = self._enter(name, sources, targets)
+                    below = self._enter(name, sources, targets, is_gate=len(todo) == 1)
                     into.below.append(below)
                     todo.append((self._fill(sources.fd, targets.fd, None, below), below))
                     break
@@ -47,16 +50,17 @@ class Mirror:
             sources.close()
             targets.close()
 
-    def _enter(self, name: str, sources: Descent, targets: Descent) -> Directory:
+    def _enter(self, name: str, sources: Descent, targets: Descent, *, is_gate: bool) -> Directory:
         sources.enter(os.open(name, DIRECTORY, dir_fd=sources.fd))
         mode = stat.S_IMODE(os.fstat(sources.fd).st_mode) | 0o700
         os.mkdir(name, 0o700, dir_fd=targets.fd)
         targets.enter(os.open(name, DIRECTORY, dir_fd=targets.fd))
         info = os.fstat(targets.fd)
         worker = self._handover.worker
-        if info.st_uid != worker.uid or info.st_gid != worker.gid:
-            os.fchown(targets.fd, worker.uid, worker.gid)
-        os.fchmod(targets.fd, mode)
+        if not is_gate or self._handover.is_trusted:
+            if info.st_uid != worker.uid or info.st_gid != worker.gid:
+                os.fchown(targets.fd, worker.uid, worker.gid)
+            os.fchmod(targets.fd, mode)
         return Directory(name, info.st_ino, mode & ~0o022, 0, False, {})
 
     def _fill(self, source: int, target: int, kept: str | None, into: Directory) -> Iterator[str]:

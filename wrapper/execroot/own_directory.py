@@ -1,5 +1,8 @@
 """The directory in which one worker lives: that it keeps its inodes, who may change it when, and emptying it.
 
+The worker can read it and enter it at any time, also while it is locked: a starting JVM opens its working
+directory to come back to it, and never comes back if it may not. Others are kept out by the folder above.
+
 It has levels: the execroot itself and, if the worker's working directory is below it, the directories on
 the way there, which are never moved or renamed over. Knows nothing of actions.
 """
@@ -14,6 +17,8 @@ from wrapper.errors import RuntimeUnavailable
 from wrapper.execroot.handover import Ids, file_system_clock_ns
 from wrapper.files import DIRECTORY, remove_entry, remove_tree
 
+_MODE = 0o755  # of the locked directory: no less, see above; no more, or it is not locked
+
 
 @dataclass(slots=True)
 class Level:
@@ -27,7 +32,7 @@ class Level:
 
 
 class OwnDirectory:
-    """Made empty, with mode 0700, the worker's own whenever it is not locked. Raises OSError."""
+    """Made empty, the worker's own whenever it is not locked. Raises OSError."""
 
     def __init__(self, path: str, worker: Ids, components: list[str], seen_as: str) -> None:
         self.path = path
@@ -40,7 +45,7 @@ class OwnDirectory:
         """Why it takes no more actions; empty if it does."""
         self._is_ours = worker.uid == os.geteuid()
         """We run as the worker does: nothing can be kept from it, and nothing is."""
-        os.mkdir(path, 0o700)
+        os.mkdir(path, _MODE)
         try:
             self._furnish(components)
         except BaseException:
@@ -55,13 +60,14 @@ class OwnDirectory:
         os.rmdir("probe", dir_fd=fd)
         for component in components:
             above = self.levels[-1]
-            os.mkdir(component, 0o700, dir_fd=above.fd)
+            os.mkdir(component, _MODE, dir_fd=above.fd)
             above.kept = component
             self._add_level(os.open(component, DIRECTORY, dir_fd=above.fd), [*above.path, component])
         self.unlock()
 
     def _add_level(self, fd: int, path: list[str]) -> None:
         try:
+            os.fchmod(fd, _MODE)  # whatever the umask is
             self.levels.append(Level(fd, path, os.fstat(fd).st_ino))
         except BaseException:
             os.close(fd)
@@ -77,7 +83,7 @@ class OwnDirectory:
                     raise OSError(errno.ESTALE, "the worker has replaced its working directory", above.kept)
             if not self._is_ours:
                 os.fchown(level.fd, os.geteuid(), os.getegid())
-            os.fchmod(level.fd, 0o700)  # after the owner: the worker could have given rights to all
+            os.fchmod(level.fd, _MODE)  # after the owner: the worker could have given rights to all
             above = level
 
     def unlock(self) -> None:

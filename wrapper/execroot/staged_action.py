@@ -112,6 +112,7 @@ class StagedAction:
             for fd, level, top in zip(self._fds, own.levels, self._tops, strict=True):
                 if fd >= 0:
                     mirror.make(fd, level.fd, level.kept, top)
+            self._open_gates()
             return
         # First in, then handed over: whatever happens to us in between, no directory of the host's is
         # left with an owner that keeps the host from deleting it.
@@ -121,6 +122,11 @@ class StagedAction:
         ]
         for level, top, names in zip(own.levels, self._tops, directories, strict=True):
             self._handover.hand_over(level.fd, names, top.below)
+        self._open_gates()
+
+    def _open_gates(self) -> None:
+        for level, top in zip(self._own.levels, self._tops, strict=True):
+            self._handover.open_gates(level.fd, top.below)
 
     def _move_level_in(self, number: int, fd: int, level: Level) -> list[str]:
         """Move the entries of one level in; returns which of them are directories."""
@@ -135,7 +141,7 @@ class StagedAction:
         return directories
 
     def _put_back(self, error: BaseException) -> None:
-        """After a failed `begin`. The worker has seen nothing: the execroot was locked."""
+        """After a failed `begin`. The worker has changed nothing: the gates were closed."""
         own = self._own
         first: OSError | RuntimeUnavailable | None = None
         if self._strategy is Strategy.RENAME:
