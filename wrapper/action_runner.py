@@ -14,7 +14,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wrapper.errors import RequestCancelled, RuntimeUnavailable, WrapperError
+from wrapper.errors import (
+    ActionLost,
+    ActionTimedOut,
+    NotAWorker,
+    RequestCancelled,
+    RuntimeUnavailable,
+    WrapperError,
+)
 from wrapper.execroot.scratch import Staged
 from wrapper.pool.lease import Lease
 from wrapper.pool.pool import WorkerPool
@@ -65,12 +72,26 @@ async def run_action(
     return outcome
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an action with a directory of its own is run under."""
+
+    taken: Callable[[], bool] = lambda: True
+    """Called when a worker has been found, before the action's files are touched. False: leave them."""
+    timeout_s: float | None = None
+    """From when the worker gets the request; then its worker is stopped. None: for ever."""
+    is_trial: bool = False
+    """Nobody knows yet whether the tool is a worker: if it proves to be none, the tree goes back as it was."""
+    trial_timeout_s: float = 30.0
+    """How long a trial may take before the tool counts as none."""
+
+
 class Action:
     """One request on its way through the pool.
 
     `on_outcome` is called exactly once: with the worker's response, before the worker is cleaned; with
-    RequestCancelled after a cancel, when no process is at work for the request any more; or with the
-    WrapperError that prevented an answer.
+    RequestCancelled after a cancel, or ActionTimedOut, when no process is at work for the request any more;
+    or with the WrapperError that prevented an answer.
     """
 
     __slots__ = (
@@ -83,6 +104,7 @@ class Action:
         "_pool",
         "_request",
         "_staged",
+        "_terms",
         "_timer",
         "_tool",
     )
@@ -96,7 +118,9 @@ class Action:
         on_outcome: Callable[[WorkResponse | WrapperError], None],
         *,
         directory_fd: int | None = None,
+        terms: Terms = Terms(),
     ) -> None:
+        self._terms = terms
         self._pool = pool
         self._tool = tool
         self._key = key
@@ -132,8 +156,11 @@ class Action:
         elif not self._tool.multiplex:
             self.abort()
 
-    def abort(self) -> None:
-        """End it now, whatever the tool can: a worker that has the request is stopped."""
+    def abort(self, why: WrapperError | None = None) -> None:
+        """End it now, whatever the tool can: a worker that has the request is stopped.
+
+        `why`: what `on_outcome` is told; None: RequestCancelled.
+        """
         if self._on_outcome is None or self._cancelled:
             return
         self._cancelled = True
@@ -145,7 +172,7 @@ class Action:
         lease.give_up()
         self._abandon()
         lease.release()
-        gone = RequestCancelled("the request was cancelled; its worker was stopped")
+        gone = why or RequestCancelled("the request was cancelled; its worker was stopped")
         self._pool.when_stopped(lease.worker_id, lambda: self._end(gone))
 
     def _leased(self, lease: Lease | WrapperError) -> None:
@@ -153,9 +180,14 @@ class Action:
             self._end(lease)
             return
         self._lease = lease
+        if not self._terms.taken():
+            self._end(RequestCancelled("whoever asked is gone"))
+            lease.release()
+            return
         try:
             self._stage(lease)
             lease.send(self._request, self._answered)
+            self._set_timer()
         except WrapperError as error:
             if isinstance(error, RuntimeUnavailable):
                 lease.stop_worker(StopReason.UNCLEAN)
@@ -174,7 +206,10 @@ class Action:
         if lease is None or self._cancelled:
             return
         if isinstance(answer, WrapperError):
-            self._abandon()
+            if self._terms.is_trial and self._put_back_as_it_was():
+                answer = NotAWorker(f"it is no persistent worker: {answer.report()}")
+            else:
+                self._abandon()
         else:
             problem = self._give_back()
             answer = answer if problem is None else problem
@@ -182,6 +217,38 @@ class Action:
             self._end(answer)
         finally:
             lease.release()
+
+    def _set_timer(self) -> None:
+        terms, loop = self._terms, asyncio.get_running_loop()
+        if terms.is_trial and (terms.timeout_s is None or terms.trial_timeout_s < terms.timeout_s):
+            self._timer = loop.call_later(terms.trial_timeout_s, self._trial_is_over)
+        elif terms.timeout_s is not None:
+            message = f"the action took longer than its {terms.timeout_s:g} s; its worker was stopped"
+            self._timer = loop.call_later(terms.timeout_s, lambda: self.abort(ActionTimedOut(message)))
+
+    def _trial_is_over(self) -> None:
+        """A tool that reads its input in the wrong format may wait for more of it for ever."""
+        lease = self._lease
+        if lease is None or self._on_outcome is None or self._cancelled:
+            return
+        self._cancelled = True
+        lease.give_up()
+        silent = f"it has not answered in {self._terms.trial_timeout_s:g} s"
+        if self._put_back_as_it_was():
+            self._end(NotAWorker(f"it is no persistent worker: {silent}"))
+        else:
+            self._abandon()
+            self._end(
+                ActionLost(f"it is no persistent worker ({silent}), and has changed the action's inputs")
+            )
+        lease.release()
+
+    def _put_back_as_it_was(self) -> bool:
+        """Whether all inputs are there again, and nothing else. The worker may be alive still."""
+        if self._staged is None or self._lease is None:
+            return False
+        self._lease.kill_stragglers()
+        return self._staged.undo()
 
     def _stage(self, lease: Lease) -> None:
         """Show the worker the files of this request, if they are not where it works anyway."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, StringConstraints
 
 from wrapper.config_fields import MEBIBYTE, Allowed, Positive, Section, Text, YesNo
-from wrapper.runtime.base import NOBODY_IN_PARTICULAR, Mount
+from wrapper.runtime.base import NOBODY_IN_PARTICULAR, Mount, User
 
 EXECROOTS = ".nativelink_worker_wrapper"
 """The folder in a work root below which the workers' own execroots are."""
@@ -62,6 +62,10 @@ class IsolationConfig(Section):
     def uid(self) -> int:
         """The workers' user."""
         return self.run_as_user or NOBODY_IN_PARTICULAR
+
+    def process_user(self) -> User | None:
+        """Whom plain processes run as; None: ours."""
+        return None if self.run_as_user is None else User(self.run_as_user, self.gid)
 
     @property
     def gid(self) -> int:

@@ -195,8 +195,9 @@ class PoolConfig(Section):
             base=self._execroot_base(state_dir),
             work_root=work_root or "",
             seen_as=self.execroot.path if in_container else "",
-            uid=isolation.uid if in_container else None,
-            gid=isolation.gid if in_container else None,
+            uid=isolation.uid if in_container else isolation.run_as_user,
+            gid=isolation.gid if in_container or isolation.run_as_user else None,
+            user=None if in_container else isolation.process_user(),
             in_container=in_container,
         )
 

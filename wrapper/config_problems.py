@@ -208,7 +208,12 @@ def _about_containers(path: str, pool: PoolConfig) -> Iterator[str]:
                 'containers, or runtime: "process" to run them as plain processes, not isolated'
             )
     if pool.runtime == "process" and "isolation" in pool.model_fields_set:
-        yield f'{path}.isolation: found with runtime "process", which has none; allowed: runtime "cri"'
+        foreign = sorted(pool.isolation.model_fields_set - {"run_as_user", "run_as_group"})
+        if foreign or not pool.isolation.model_fields_set:
+            yield (
+                f'{path}.isolation: found {", ".join(foreign) or "nothing"} with runtime "process", which '
+                'isolates nothing; allowed: run_as_user and run_as_group, or runtime "cri"'
+            )
     if pool.has_own_execroots and pool.limits.max_requests_per_worker_at_once > 1:
         yield (
             f"{path}.limits.max_requests_per_worker_at_once: found "

@@ -117,3 +117,25 @@ class RequestCancelled(WrapperError):
     """The caller took its request back before it was answered."""
 
     exit_code = 75
+
+
+class ActionTimedOut(WrapperError):
+    """The action's own time was over. Its worker was stopped, and its tree is gone."""
+
+    exit_code = 124
+
+
+class ActionLost(RuntimeUnavailable):
+    """What runs the workers has lost an action's tree, or cannot give it back safely.
+
+    The action itself is not to blame: run from its inputs again, it may succeed.
+    """
+
+
+class NotAWorker(WrapperError):
+    """A tool that was taken for a worker and is none: it ended, or answered something else.
+
+    The action's tree is as it was before.
+    """
+
+    exit_code = 76

@@ -31,8 +31,11 @@ class Generation:
         return f"<Generation {self.path} {'ours' if self._fd >= 0 else 'gone'}>"
 
     @classmethod
-    def begin(cls, base: str) -> Generation:
-        """A new one for this process below `base`, which is made if need be. Raises ConfigError."""
+    def begin(cls, base: str, *, passable: bool = False) -> Generation:
+        """A new one for this process below `base`, which is made if need be. Raises ConfigError.
+
+        `passable`: other users may go through it to what they have a right to, but not list it.
+        """
         base_fd = _open_base(base)
         try:
             # Nobody looks for the dead between our making the folder and our locking it.
@@ -41,6 +44,9 @@ class Generation:
             os.mkdir(name, 0o700, dir_fd=base_fd)
             fd = os.open(name, DIRECTORY, dir_fd=base_fd)
             try:
+                if passable:
+                    os.fchmod(fd, 0o711)
+                    os.fchmod(base_fd, 0o711)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BaseException:
                 os.close(fd)

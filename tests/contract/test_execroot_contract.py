@@ -112,9 +112,9 @@ def test_inputs_are_seen_and_outputs_given_back_sealed_and_the_inode_stays(
         assert world.blobs() == blobs
 
 
-def test_an_execroot_is_the_workers_own(execroot: ActionExecroot) -> None:
+def test_an_execroot_is_private_and_the_workers_own(execroot: ActionExecroot) -> None:
     info = os.stat(execroot.path)
-    assert (info.st_mode & 0o7777, info.st_uid, info.st_gid) == (0o755, WORKER_ID, WORKER_ID)
+    assert (info.st_mode & 0o7777, info.st_uid, info.st_gid) == (0o750, WORKER_ID, WORKER_ID)
     assert execroot.working_directory == execroot.path
 
 
@@ -389,7 +389,7 @@ def test_what_a_worker_leaves_while_it_is_idle_is_no_obstacle_and_nobody_sees_it
     before = look(action)
     with opened(action) as fd:
         staged = execroot.stage(fd)
-    assert os.stat(execroot.path).st_mode & 0o777 == 0o755
+    assert os.stat(execroot.path).st_mode & 0o777 == 0o750
     assert paths(execroot.path) == set(before)
     staged.collect()
     assert look(action) == before

@@ -247,9 +247,12 @@ BROKEN: list[tuple[str, list[str]]] = [
     ),
     (
         pool('runtime: "process", isolation: {seccomp: false}'),
-        ['pools[0].isolation: found with runtime "process", which has none; allowed: runtime "cri"'],
+        ['pools[0].isolation: found seccomp with runtime "process", which isolates nothing; allowed: run_as'],
     ),
-    (pool("isolation: {}"), ['pools[0].isolation: found with runtime "process", which has none']),
+    (
+        pool("isolation: {}"),
+        ['pools[0].isolation: found nothing with runtime "process", which isolates nothing'],
+    ),
     (
         containers("limits: {max_requests_per_worker_at_once: 2}"),
         [

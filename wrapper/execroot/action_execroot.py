@@ -17,6 +17,7 @@ from wrapper.errors import ConfigError, RequestRefused, RuntimeUnavailable
 from wrapper.execroot.handover import Ids
 from wrapper.execroot.outputs import Collected
 from wrapper.execroot.own_directory import OwnDirectory
+from wrapper.execroot.seed import SeedTree
 from wrapper.execroot.staged_action import StagedAction, Strategy
 from wrapper.files import temporary_name
 
@@ -47,16 +48,18 @@ class ActionExecroot:
         strategy: Strategy = Strategy.RENAME,
         working_directory: bytes = b"",
         seen_as: str = "",
+        seed: SeedTree | None = None,
     ) -> ActionExecroot:
-        """A new one, the worker's own. Nobody but the worker may reach `base`. Raises OSError.
+        """A new one, which nobody but the worker may enter. Raises OSError.
 
         `working_directory` is the worker's, below the execroot; its components exist from now on.
-        `seen_as` is the path under which the worker sees the execroot, if that is another one.
+        `seen_as` is the path under which the worker sees the execroot, if that is another one. `seed` is
+        what it sees there while no action is; linking it takes time for each file.
         Raises RequestRefused if the working directory is not a path below the execroot.
         """
         components = _components(working_directory)
         path = os.path.join(base, name)
-        return cls(OwnDirectory(path, Ids(uid, gid), components, seen_as or path), strategy)
+        return cls(OwnDirectory(path, Ids(uid, gid), components, seen_as or path, seed), strategy)
 
     @property
     def working_directory(self) -> str:

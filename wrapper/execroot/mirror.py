@@ -20,11 +20,15 @@ _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}
 
 
 class Mirror:
-    """Copies of the directories of one action's tree, made for its worker."""
+    """Copies of the directories of one action's tree, made for its worker.
 
-    def __init__(self, handover: Handover) -> None:
+    `closed_to_others`: nobody but their owner may write there, whatever the modes of the tree say.
+    """
+
+    def __init__(self, handover: Handover, *, closed_to_others: bool = False) -> None:
         self._handover = handover
         self._can_link = True
+        self._mask = 0o7777 & ~0o022 if closed_to_others else 0o7777
 
     def make(self, source: int, target: int, kept: str | None, top: Directory) -> None:
         """Mirror what is in one directory into another, and remember it in `top`. Raises OSError.
@@ -52,7 +56,7 @@ class Mirror:
 
     def _enter(self, name: str, sources: Descent, targets: Descent, *, is_gate: bool) -> Directory:
         sources.enter(os.open(name, DIRECTORY, dir_fd=sources.fd))
-        mode = stat.S_IMODE(os.fstat(sources.fd).st_mode) | 0o700
+        mode = stat.S_IMODE(os.fstat(sources.fd).st_mode) & self._mask | 0o700
         os.mkdir(name, 0o700, dir_fd=targets.fd)
         targets.enter(os.open(name, DIRECTORY, dir_fd=targets.fd))
         info = os.fstat(targets.fd)

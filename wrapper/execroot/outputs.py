@@ -35,6 +35,8 @@ class Collected:
     """Absolute links into the execroot, relative now."""
     removed: int = 0
     """FIFOs, sockets and devices: no action has those as outputs."""
+    inputs_are_there: bool = field(default=True, compare=False)
+    """False: one is perhaps missing, or was put in the place of another."""
     removed_paths: list[str] = field(default_factory=list)
     """The first few of them."""
 
@@ -74,6 +76,8 @@ class Outputs:
                     if not changed and known is not None and not known.below:
                         os.close(fd)  # as most are
                         continue
+                    if changed and known is not None and known.is_shared and known.names is None:
+                        self.collected.inputs_are_there = False
                     try:
                         self._path.append(name)
                         below = self._look(fd, known, changed)
@@ -118,12 +122,18 @@ class Outputs:
         names = None if known is None else known.names
         directories = {} if known is None else {below.name: below for below in known.below}
         found: list[tuple[str, Directory | None]] = []
+        missing = len(directories) + len(names or ())
         for name, inode, is_directory in entries:
             if is_directory:
                 below = directories.get(name)
-                found.append((name, below if below is not None and below.inode == inode else None))
+                is_known = below is not None and below.inode == inode
+                missing -= is_known
+                found.append((name, below if is_known else None))
             else:
+                missing -= names is not None and names.get(name, (-1,))[0] == inode
                 self._see_to(fd, name, names)
+        if missing:
+            self.collected.inputs_are_there = False
         return iter(found)
 
     def _see_to(self, parent: int, name: str, names: dict[str, Identity] | None) -> None:

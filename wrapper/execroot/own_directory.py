@@ -1,7 +1,7 @@
 """The directory in which one worker lives: that it keeps its inodes, who may change it when, and emptying it.
 
-The worker can read it and enter it at any time, also while it is locked: a starting JVM opens its working
-directory to come back to it, and never comes back if it may not. Others are kept out by the folder above.
+The worker can read it and enter it at any time, by its group while it is locked: a starting JVM opens its
+working directory to come back to it, and never comes back if it may not.
 
 It has levels: the execroot itself and, if the worker's working directory is below it, the directories on
 the way there, which are never moved or renamed over. Knows nothing of actions.
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from wrapper.errors import RuntimeUnavailable
 from wrapper.execroot.handover import Ids, file_system_clock_ns
+from wrapper.execroot.seed import SeedTree, WorkersSeed
 from wrapper.files import DIRECTORY, remove_entry, remove_tree
 
-_MODE = 0o755  # of the locked directory: no less, see above; no more, or it is not locked
+_MODE = 0o750  # of the locked directory: no less, see above; no more, or it is not locked
 
 
 @dataclass(slots=True)
@@ -32,9 +33,14 @@ class Level:
 
 
 class OwnDirectory:
-    """Made empty, the worker's own whenever it is not locked. Raises OSError."""
+    """The worker's own whenever it is not locked. Raises OSError.
 
-    def __init__(self, path: str, worker: Ids, components: list[str], seen_as: str) -> None:
+    Empty while no action is there, but for the links of `seed`.
+    """
+
+    def __init__(
+        self, path: str, worker: Ids, components: list[str], seen_as: str, seed: SeedTree | None = None
+    ) -> None:
         self.path = path
         self.worker = worker
         self.seen_as = seen_as
@@ -45,9 +51,13 @@ class OwnDirectory:
         """Why it takes no more actions; empty if it does."""
         self._is_ours = worker.uid == os.geteuid()
         """We run as the worker does: nothing can be kept from it, and nothing is."""
+        self._seed: WorkersSeed | None = None
         os.mkdir(path, _MODE)
         try:
             self._furnish(components)
+            if seed is not None:
+                self._seed = WorkersSeed(seed, f"{path}.seed", components)
+            self.give_back()
         except BaseException:
             self.remove()
             raise
@@ -63,7 +73,6 @@ class OwnDirectory:
             os.mkdir(component, _MODE, dir_fd=above.fd)
             above.kept = component
             self._add_level(os.open(component, DIRECTORY, dir_fd=above.fd), [*above.path, component])
-        self.unlock()
 
     def _add_level(self, fd: int, path: list[str]) -> None:
         try:
@@ -82,9 +91,15 @@ class OwnDirectory:
                 if info.st_ino != level.inode:
                     raise OSError(errno.ESTALE, "the worker has replaced its working directory", above.kept)
             if not self._is_ours:
-                os.fchown(level.fd, os.geteuid(), os.getegid())
+                os.fchown(level.fd, os.geteuid(), self.worker.gid)
             os.fchmod(level.fd, _MODE)  # after the owner: the worker could have given rights to all
             above = level
+
+    def give_back(self) -> None:
+        """It is empty and the worker is idle: its tool's files come back, and it is the worker's again."""
+        if self._seed is not None:
+            self._seed.put_in([level.fd for level in self.levels])
+        self.unlock()
 
     def unlock(self) -> None:
         """It is the worker's again. Raises OSError."""
@@ -93,12 +108,14 @@ class OwnDirectory:
                 os.fchown(level.fd, self.worker.uid, self.worker.gid)
 
     def empty(self) -> int:
-        """Lock it and remove all that is in it. Returns the file system's time.
+        """Lock it and remove all that is in it; the seed is parked. Returns the file system's time.
 
         Raises RuntimeUnavailable, and takes no more actions then.
         """
         try:
             self.lock()
+            if self._seed is not None:
+                self._seed.park([level.fd for level in self.levels])
             for level in self.levels:
                 for name in os.listdir(level.fd):
                     if name != level.kept:
@@ -116,4 +133,6 @@ class OwnDirectory:
             os.close(level.fd)
         self.levels = []
         self.unusable = "removed"
+        if self._seed is not None:
+            self._seed.remove()
         remove_tree(self.path)

@@ -19,8 +19,8 @@ class Staged(Protocol):
     def collect(self) -> object:
         """Take everything out again. Raises RuntimeUnavailable."""
 
-    def undo(self) -> None:
-        """As `collect`, quietly: for a request that was never sent."""
+    def undo(self) -> bool:
+        """As `collect`, quietly, and what is new is removed: whether all is as it was before."""
 
     def abandon(self) -> None:
         """Leave it there: the worker goes, and its execroot with it."""

@@ -11,7 +11,7 @@ import enum
 import errno
 import os
 
-from wrapper.errors import RequestRefused, RuntimeUnavailable
+from wrapper.errors import ActionLost, RequestRefused, RuntimeUnavailable
 from wrapper.execroot.handover import Directory, Handover, Ids, identities
 from wrapper.execroot.mirror import Carrier, Mirror
 from wrapper.execroot.outputs import Collected, Outputs
@@ -70,12 +70,16 @@ class StagedAction:
         """
         return self._finish(discard=False)
 
-    def undo(self) -> None:
-        """For a request that was never sent: the tree goes back as it came, quietly."""
+    def undo(self) -> bool:
+        """The tree goes back as it came, quietly, without what is new. Whether all inputs surely are there.
+
+        For a request that was never sent, or had no answer. A worker that was at work may have removed
+        inputs, which nobody can bring back.
+        """
         try:
-            self._finish(discard=True)
+            return self._finish(discard=True).inputs_are_there
         except RuntimeUnavailable:
-            pass  # the error that led here is the one to tell, and the execroot takes no more actions
+            return False  # the error that led here is the one to tell, and the execroot takes no more actions
 
     def abandon(self) -> None:
         """Give nothing back. The execroot takes no other action; the tree goes with it."""
@@ -133,8 +137,7 @@ class StagedAction:
         with os.scandir(fd) as listing:
             entries = [entry for entry in listing if entry.name != level.kept]
         directories = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        if self._handover.is_trusted:
-            self._tops[number].names = identities(entries)
+        self._tops[number].names = identities(entries)
         for entry in entries:
             self._moved.append((number, entry.name))
             os.rename(entry.name, entry.name, src_dir_fd=fd, dst_dir_fd=level.fd)
@@ -158,13 +161,13 @@ class StagedAction:
             if not own.unusable:
                 if self._strategy is Strategy.LINK:
                     own.empty()
-                own.unlock()
+                own.give_back()
         except (OSError, RuntimeUnavailable) as second:
             own.unusable = "unusable"
             first = first or second
         if first is not None:
             own.unusable = "unusable"
-            raise RuntimeUnavailable(
+            raise ActionLost(
                 f"an action's tree was put back only in part from the worker's execroot {own.path}: {first}"
             ) from error
 
@@ -183,9 +186,9 @@ class StagedAction:
             else:
                 collected = Collected() if discard else self._carry_out()
                 own.empty()
-            own.unlock()
+            own.give_back()
         except OSError as error:
-            raise RuntimeUnavailable(
+            raise ActionLost(
                 f"the outputs of an action in {own.path} cannot be given back: {error}"
             ) from error
         finally:

@@ -166,12 +166,13 @@ class StagedSandbox:
         finally:
             os.close(fd)
 
-    def undo(self) -> None:
-        """As `collect`, quietly: for a request that was never sent."""
+    def undo(self) -> bool:
+        """As `collect`, quietly: for a request that was never sent, so that nothing is new there."""
         try:
             self.collect()
         except RuntimeUnavailable:
-            pass  # the error that led here is the one to tell
+            return False  # the error that led here is the one to tell
+        return True
 
     def abandon(self) -> None:
         """Give nothing back: the worker died with it, and its execroot goes with the worker."""

@@ -6,11 +6,12 @@ is removed. What is in an execroot, and how it gets there, is `execroot/`'s.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from wrapper.errors import RuntimeUnavailable
+from wrapper.errors import RuntimeUnavailable, WorkerStartFailed
 from wrapper.execroot.scratch import Scratch, Staged
 from wrapper.execroot.worker_execroot import WorkerExecroot
 from wrapper.pool.inplace import InplaceMounts
@@ -20,7 +21,9 @@ from wrapper.runtime.base import Mount
 
 if TYPE_CHECKING:
     from wrapper.execroot.action_execroot import ActionExecroot
+    from wrapper.execroot.seed import SeedTree
     from wrapper.generation import Generation
+    from wrapper.pool.seeds import Seeds
 
 
 class Execroot(Protocol):
@@ -84,8 +87,33 @@ class ActionsExecroot:
     def __init__(self, own: ActionExecroot, settings: ExecrootSettings) -> None:
         self._own = own
         self.path = own.path
-        self.seen_as = settings.seen_as or own.path
-        self.mounts = (Mount(own.path, self.seen_as, read_only=False),) if settings.in_container else ()
+        top = settings.seen_as or own.path
+        self.seen_as = top + own.working_directory.removeprefix(own.path)
+        self.mounts = (Mount(own.path, top, read_only=False),) if settings.in_container else ()
+
+    @classmethod
+    def make(
+        cls,
+        base: str,
+        worker_id: int,
+        key: WorkerKey,
+        settings: ExecrootSettings,
+        seed: SeedTree | None = None,
+    ) -> ActionsExecroot:
+        """A new one. Takes time for each file of the seed. Raises RequestRefused, OSError."""
+        from wrapper.execroot.action_execroot import ActionExecroot, Strategy  # not in worker mode
+
+        own = ActionExecroot.make(
+            base,
+            str(worker_id),
+            uid=os.geteuid() if settings.uid is None else settings.uid,
+            gid=os.getegid() if settings.gid is None else settings.gid,
+            strategy=Strategy(settings.strategy),
+            working_directory=os.fsencode(key.working_directory),
+            seen_as=settings.seen_as,
+            seed=seed,
+        )
+        return cls(own, settings)
 
     def stage_action(self, directory_fd: int) -> Staged:
         return self._own.stage(directory_fd)
@@ -112,31 +140,56 @@ class ActionsExecroot:
 class Execroots:
     """Makes the execroots of the workers of all pools."""
 
-    def __init__(self, settings: Mapping[str, PoolSettings]) -> None:
+    def __init__(
+        self, settings: Mapping[str, PoolSettings], in_use: Callable[[WorkerKey], bool] = lambda _key: True
+    ) -> None:
         self._settings = settings
         self._generations: dict[str, Generation] = {}
         self._inplace = InplaceMounts()
+        self._in_use = in_use
+        self._seeds: Seeds | None = None
 
-    def make(self, key: WorkerKey, worker_id: int) -> Execroot | None:
-        """None: the worker runs where its host does. Raises RequestRefused, ConfigError, OSError."""
+    async def make(self, key: WorkerKey, worker_id: int) -> Execroot | None:
+        """None: the worker runs where its host does.
+
+        Raises RequestRefused, ConfigError, WorkerStartFailed, RuntimeUnavailable, OSError. Cancelled, it
+        has made nothing.
+        """
         if not key.own_execroot:
             return None
         settings = self._settings[key.pool].execroot
         if not key.for_actions:
             mounts = self._inplace.of(key.cwd) if settings.in_container else ()
             return SandboxExecroot(key.cwd, worker_id, settings, mounts)
-        from wrapper.execroot.action_execroot import ActionExecroot, Strategy  # not in worker mode
-
-        generation = self._generation(settings)
-        own = ActionExecroot.make(
-            generation.path,
-            str(worker_id),
-            uid=os.geteuid() if settings.uid is None else settings.uid,
-            gid=os.getegid() if settings.gid is None else settings.gid,
-            strategy=Strategy(settings.strategy),
-            seen_as=settings.seen_as,
+        base = self._generation(settings).path
+        if not key.tool:
+            return ActionsExecroot.make(base, worker_id, key, settings)
+        seed = self.seeds.of(key)
+        if seed is None:
+            raise WorkerStartFailed(f"the files of {key.label} are gone; the next action brings them again")
+        # Many links to make: not on the event loop.
+        making = asyncio.ensure_future(
+            asyncio.to_thread(ActionsExecroot.make, base, worker_id, key, settings, seed)
         )
-        return ActionsExecroot(own, settings)
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait([making])
+            if making.exception() is None:
+                making.result().remove()
+            raise
+
+    @property
+    def seeds(self) -> Seeds:
+        """Of the tools that come with actions."""
+        if self._seeds is None:
+            from wrapper.pool.seeds import Seeds  # not in worker mode
+
+            self._seeds = Seeds(self._folder_of, self._in_use)
+        return self._seeds
+
+    def _folder_of(self, key: WorkerKey) -> str:
+        return self._generation(self._settings[key.pool].execroot).path
 
     def remove_of_dead(self) -> None:
         """Remove what dead processes have left staged, whose workers are gone. Raises RuntimeUnavailable."""
@@ -155,7 +208,7 @@ class Execroots:
             from wrapper.generation import Generation
 
             self.remove_of_dead()
-            generation = Generation.begin(settings.base)
+            generation = Generation.begin(settings.base, passable=settings.user is not None)
             try:
                 if settings.strategy == "rename" and settings.work_root:
                     ActionExecroot.check_same_mount(generation.path, settings.work_root)
@@ -171,8 +224,10 @@ class Execroots:
             return ()
         return self._inplace.of(key.cwd)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Delete this process's folders; every execroot was removed before. Raises RuntimeUnavailable."""
+        if self._seeds is not None:
+            await self._seeds.close()
         while self._generations:
             _, generation = self._generations.popitem()
             generation.wipe()

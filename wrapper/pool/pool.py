@@ -60,7 +60,7 @@ class WorkerPool:
         self._places = Places(total.max_concurrent_warmups if total is not None else None)
         self._runtimes = dict(runtimes)
         limits = {name: pool.limits for name, pool in settings.items()}
-        self._execroots = Execroots(self._settings)
+        self._execroots = Execroots(self._settings, self._has_workers)
         self._core = Core(limits, total or TotalLimits(), minimum_keys=minimum_keys)
         self._workers: dict[int, LiveWorker] = {}
         self._waiters: dict[int, OnLease] = {}
@@ -144,6 +144,17 @@ class WorkerPool:
         if self._waiters.pop(lease_id, None) is not None:
             self._feed(m.WaiterGone(lease_id))
 
+    async def plant_seed(self, key: WorkerKey, directory_fd: int) -> None:
+        """Before `acquire` of a key with a `tool`: its files are in this action's directory.
+
+        Raises RequestRefused, ConfigError, RuntimeUnavailable.
+        """
+        await self._execroots.seeds.plant(key, directory_fd)
+
+    def _has_workers(self, key: WorkerKey) -> bool:
+        state = self._core.registry.keys.get(key)
+        return state is not None and bool(state.workers or state.waiting)
+
     def retire(self, worker_id: int, reason: StopReason) -> None:
         """Stop a worker: now if nobody has it, else when its last lease is released."""
         self._feed(m.Retire(worker_id, reason))
@@ -212,7 +223,7 @@ class WorkerPool:
         for runtime in set(self._runtimes.values()):
             await runtime.close()
         try:
-            self._execroots.close()
+            await self._execroots.close()
         except RuntimeUnavailable as error:
             _log.error("%s; the next start removes it", error.message)
 
@@ -285,7 +296,7 @@ class WorkerPool:
         worker.times.begun = self._now()
         try:
             await self._runtimes[key.pool].prepare()
-            worker.execroot = self._execroots.make(key, worker_id)
+            worker.execroot = await self._execroots.make(key, worker_id)
             if worker.execroot is not None:
                 cwd, mounts = worker.execroot.seen_as, worker.execroot.mounts
             else:
@@ -302,6 +313,7 @@ class WorkerPool:
                     language=settings.language,
                     gc_command=settings.gc_command,
                     mounts=mounts,
+                    user=settings.execroot.user,
                 )
             )
         except WrapperError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from wrapper.pool.limits import PoolLimits
-from wrapper.runtime.base import CommandSpec, Language
+from wrapper.runtime.base import CommandSpec, Language, User
 from wrapper.worker_protocol.wire_format import WireFormat
 
 SETTLE_S = 0.002
@@ -50,6 +50,8 @@ class ExecrootSettings:
     uid: int | None = None
     """The workers' user; None: ours."""
     gid: int | None = None
+    user: User | None = None
+    """Whom plain processes run as; None: ours."""
     in_container: bool = False
     """The workers see nothing of the node's files but what is mounted for them."""
 

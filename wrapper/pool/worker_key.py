@@ -30,14 +30,20 @@ class WorkerKey:
     for_actions: bool = False
     """With `own_execroot`: the files are an action's, and the directory is empty in between. Without:
     they are in a sandbox below the host's execroot, whose content the worker sees in between."""
+    working_directory: str = ""
+    """Below the execroot; with `for_actions`."""
+    tool: str = ""
+    """What tells the tool's files apart that come with the actions (`execroot.tool_files`); empty: none do.
+
+    Identity, not freshness: actions of two versions of a tool may come alternately, and each has its workers.
+    """
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
         # The key is looked up for every request; its environment alone can be dozens of strings.
         parts = (self.pool, self.argv, self.cwd, self.env, self.trust_domain, self.persistent_worker_key)
-        object.__setattr__(
-            self, "_hash", hash((parts, self.protocol, self.multiplex, self.own_execroot, self.for_actions))
-        )
+        kind = (self.protocol, self.multiplex, self.own_execroot, self.for_actions)
+        object.__setattr__(self, "_hash", hash((parts, kind, self.working_directory, self.tool)))
 
     def __hash__(self) -> int:
         return self._hash

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 NOBODY_IN_PARTICULAR = 65532
 """The user of workers in containers if none is named: a number that nobody on a machine usually has."""
@@ -54,6 +54,13 @@ class Mount:
     read_only: bool = True
 
 
+class User(NamedTuple):
+    """Whom a plain process runs as, without any other groups."""
+
+    uid: int
+    gid: int
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """All that is needed to start one worker.
@@ -62,7 +69,7 @@ class WorkerSpec:
     environment, else on a default path (Bazel gives workers no PATH). `env` is the worker's whole
     environment, to which the runtime adds TMPDIR and what garbage collection needs. `cwd` is an
     absolute path, as the worker sees it. `gc_command`, if given, replaces the built-in way to collect
-    garbage.
+    garbage. `user` is for plain processes, None: ours; a container's is its isolation's.
     """
 
     name: str
@@ -72,6 +79,7 @@ class WorkerSpec:
     language: Language = Language.CUSTOM
     gc_command: CommandSpec | None = None
     mounts: tuple[Mount, ...] = ()
+    user: User | None = None
 
 
 @dataclass(frozen=True, slots=True)

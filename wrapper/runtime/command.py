@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from wrapper.errors import WorkerStartFailed
 from wrapper.runtime import linux, spawn
-from wrapper.runtime.base import CommandResult, CommandSpec
+from wrapper.runtime.base import CommandResult, CommandSpec, User
 from wrapper.runtime.child import Child
 from wrapper.runtime.process_tree import KILL_TIMEOUT_S, ProcessTree
 
@@ -23,7 +23,7 @@ COULD_NOT_START = 127
 
 
 async def run_command(
-    command: CommandSpec, env: Mapping[str, str], cwd: str, registry: set[int]
+    command: CommandSpec, env: Mapping[str, str], cwd: str, registry: set[int], user: User | None = None
 ) -> CommandResult:
     """Run to the end or to the time-out; kills whatever the command started, in each case.
 
@@ -33,7 +33,7 @@ async def run_command(
     loop = asyncio.get_running_loop()
     tag = linux.new_tag()
     try:
-        process, output_fd = spawn.spawn_command(command.argv, env, cwd, tag)
+        process, output_fd = spawn.spawn_command(command.argv, env, cwd, tag, user)
     except WorkerStartFailed as error:
         return CommandResult(COULD_NOT_START, error.message.encode())
     output = bytearray()

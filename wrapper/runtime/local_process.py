@@ -93,10 +93,10 @@ class LocalProcessRuntime:
                 # `tempfile` would do the same after 10 ms of imports.
                 parent = self._tmp_base or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - 0700, unguessable
                 base = os.path.join(parent, f"nlww-{os.urandom(8).hex()}")
-                os.mkdir(base, 0o700)
+                os.mkdir(base, 0o711)  # to be entered by workers of other users, if they know what is in it
                 self._base = base
             directory = os.path.join(self._base, str(next(self._serials)))
-            os.mkdir(directory, 0o700)
+            os.mkdir(directory, 0o711)
         except OSError as error:
             raise RuntimeUnavailable(f"cannot make a private directory for a worker: {error}") from error
         return directory
@@ -129,7 +129,7 @@ class LocalWorker:
         self._loop = asyncio.get_running_loop()
         self._runtime = runtime
         self._directory = directory
-        self._tmpdir = PrivateTmpdir(os.path.join(directory, "tmp"))
+        self._tmpdir = PrivateTmpdir(os.path.join(directory, "tmp"), owner=spec.user)
         self._env = {**spec.env, "TMPDIR": self._tmpdir.path}
         self._gc = WorkerGc(spec, directory, self._loop)
         self.has_garbage = self._gc.has_a_way
@@ -142,7 +142,7 @@ class LocalWorker:
         self._closed = False
         tag = linux.new_tag()
         try:
-            spawned = spawn.spawn(spec.argv, {**self._env, **self._gc.environment}, spec.cwd, tag)
+            spawned = spawn.spawn(spec.argv, {**self._env, **self._gc.environment}, spec.cwd, tag, spec.user)
         except BaseException:
             self._gc.close()
             raise
@@ -248,7 +248,7 @@ class LocalWorker:
         if self._child.status is not None:
             raise RuntimeUnavailable(f"worker {self.spec.name} is dead ({self._child.status})")
         env = {**self._env, "NLWW_WORKER_PID": str(self.pid)}
-        return await run_command(command, env, self.spec.cwd, self._runtime.own_children)
+        return await run_command(command, env, self.spec.cwd, self._runtime.own_children, self.spec.user)
 
     def memory_bytes(self) -> int:
         """See WorkerProcess."""

@@ -18,15 +18,24 @@ _SENTINEL_NS = 1_000_000_000 * 1_000_000_000  # 2001-09-09: no change of a direc
 
 
 class PrivateTmpdir:
-    """A directory of mode 0700 that one worker gets as TMPDIR. `exists`: somebody has made it already."""
+    """A directory of mode 0700 that one worker gets as TMPDIR.
 
-    def __init__(self, path: str, *, exists: bool = False) -> None:
+    `exists`: somebody has made it already. `owner`: the worker's (uid, gid), if they are not ours.
+    """
+
+    def __init__(self, path: str, *, exists: bool = False, owner: tuple[int, int] | None = None) -> None:
         self.path = path
+        self._owner = owner
         if not exists:
-            os.mkdir(path, 0o700)
+            self._make()
         self._own: dict[str, frozenset[str]] = {"": frozenset()}
         """Directories that are the worker's own (relative paths), with the entries that are."""
         self._suspect: set[str] = {""}
+
+    def _make(self) -> None:
+        os.mkdir(self.path, 0o700)
+        if self._owner is not None:
+            os.chown(self.path, *self._owner, follow_symlinks=False)
 
     def take_as_own(self) -> None:
         """Whatever is there now belongs to the worker."""
@@ -80,7 +89,7 @@ class PrivateTmpdir:
                     del self._own[directory]
                     self._suspect.discard(directory)
                 else:  # a tool that empties its TMPDIR may remove too much: the next request needs one
-                    os.mkdir(self.path, 0o700)
+                    self._make()
                 continue
             except OSError:  # something else is in its place
                 found.append(directory)
@@ -111,7 +120,7 @@ class PrivateTmpdir:
                 self._own.pop(path, None)
             else:  # the directory itself was replaced by something else
                 self.destroy()
-                os.mkdir(self.path, 0o700)
+                self._make()
 
     def destroy(self) -> None:
         """Delete the directory itself with all that is in it."""

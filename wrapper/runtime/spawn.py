@@ -2,9 +2,9 @@
 
 Knows nothing of what the program is for.
 
-Why `subprocess.Popen` without `preexec_fn`: it then uses vfork (0.5 ms; with a preexec_fn a fork
-that copies our page tables, 6 ms during which the event loop serves nobody), and runs no Python
-code in a forked copy of a process that has threads.
+Why `subprocess.Popen` without `preexec_fn`: it then uses vfork (0.5 ms; with a preexec_fn, or for another
+user, a fork that copies our page tables, 6 ms during which the event loop serves nobody), and runs no
+Python code in a forked copy of a process that has threads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from wrapper.errors import RuntimeUnavailable, WorkerStartFailed
 from wrapper.runtime import linux
+from wrapper.runtime.base import User
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -63,8 +64,10 @@ def resolve_program(program: str, env: Mapping[str, str], cwd: str) -> str:
     )
 
 
-def spawn(argv: tuple[str, ...], env: Mapping[str, str], cwd: str, tag: int) -> Spawned:
-    """Start a worker's program in a session of its own.
+def spawn(
+    argv: tuple[str, ...], env: Mapping[str, str], cwd: str, tag: int, user: User | None = None
+) -> Spawned:
+    """Start a worker's program in a session of its own. `user`: None for ours.
 
     Its stdin holds one page only, until somebody enlarges it. `tag`: see `linux.inherited_tag`.
     Raises WorkerStartFailed, or RuntimeUnavailable if the system cannot start anything now; then
@@ -77,7 +80,7 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], cwd: str, tag: int) -> 
         stdin_read, stdin_write, stdout_read, stdout_write, stderr_read, stderr_write = fds
         linux.set_pipe_size(stdin_write, _ONE_PAGE)
         linux.set_pipe_size(stdout_read, linux.PIPE_BYTES)
-        process = _start(argv, env, cwd, tag, stdin_read, stdout_write, stderr_write)
+        process = _start(argv, env, cwd, tag, user, stdin_read, stdout_write, stderr_write)
     except BaseException as error:
         linux.close_all(fds)
         if isinstance(error, OSError):  # out of descriptors for the pipes
@@ -90,7 +93,7 @@ def spawn(argv: tuple[str, ...], env: Mapping[str, str], cwd: str, tag: int) -> 
 
 
 def spawn_command(
-    argv: tuple[str, ...], env: Mapping[str, str], cwd: str, tag: int
+    argv: tuple[str, ...], env: Mapping[str, str], cwd: str, tag: int, user: User | None = None
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Start a command without input; returns it and a non-blocking descriptor with all its output.
 
@@ -101,7 +104,7 @@ def spawn_command(
     except OSError as error:
         raise explain(error, argv[0] if argv else "", argv, env, cwd) from error
     try:
-        process = _start(argv, env, cwd, tag, subprocess.DEVNULL, write_end, write_end)
+        process = _start(argv, env, cwd, tag, user, subprocess.DEVNULL, write_end, write_end)
     except BaseException:
         os.close(read_end)
         raise
@@ -112,7 +115,14 @@ def spawn_command(
 
 
 def _start(
-    argv: tuple[str, ...], env: Mapping[str, str], cwd: str, tag: int, stdin: int, stdout: int, stderr: int
+    argv: tuple[str, ...],
+    env: Mapping[str, str],
+    cwd: str,
+    tag: int,
+    user: User | None,
+    stdin: int,
+    stdout: int,
+    stderr: int,
 ) -> subprocess.Popen[bytes]:
     if not argv:
         raise WorkerStartFailed("the worker's command is empty")
@@ -133,6 +143,9 @@ def _start(
                 env=dict(env),
                 start_new_session=True,
                 close_fds=True,
+                user=None if user is None else user.uid,
+                group=None if user is None else user.gid,
+                extra_groups=None if user is None else [],
             )
     except (OSError, ValueError) as error:
         raise explain(error, program, argv, env, cwd) from error
@@ -162,6 +175,10 @@ def explain(
         return WorkerStartFailed(f"cannot start {program!r}: {_missing_interpreter(program)}")
     if error.errno == errno.ENOENT:
         return WorkerStartFailed(f"there is no program {program!r} (working directory {cwd!r})")
+    if error.errno == errno.EPERM:
+        return WorkerStartFailed(
+            f"cannot start {program!r} as another user: {error.strerror}; be root, or have SETUID"
+        )
     if error.errno == errno.EACCES:
         what = "it is not executable (chmod +x), or its file system is mounted noexec"
         if os.path.isdir(program):

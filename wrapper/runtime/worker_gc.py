@@ -49,6 +49,8 @@ class WorkerGc:
             fifo = os.path.join(directory, "gc")
             if inside is None:
                 self._node = NodeGc(fifo, loop)
+                if spec.user is not None:
+                    os.chown(fifo, *spec.user)
                 self.environment = agent_environment(spec.env, fifo)
             else:
                 self._node = NodeGc(fifo, loop, inside.pid_of)
