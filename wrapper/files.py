@@ -10,6 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
+from functools import cache
+from typing import Any
 
 from wrapper.errors import RuntimeUnavailable
 
@@ -23,6 +26,8 @@ _PIN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 5
 _CHUNK_BYTES = 1 << 20
 _LONGEST_COPY_BYTES = 1 << 30  # of one system call
+_OPENAT2 = 437  # syscall number: the same on all architectures, since Linux 5.6
+_BENEATH_NO_LINKS = 0x02 | 0x04 | 0x08  # RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
 _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ETXTBSY}
 
 
@@ -47,6 +52,88 @@ def open_with_rights(parent: int | None, name: str, flags: int, needed_mode: int
         return os.open(f"/proc/self/fd/{pin}", flags & ~os.O_NOFOLLOW)
     finally:
         os.close(pin)
+
+
+def open_beneath(directory_fd: int, path: str, flags: int) -> int:
+    """Open what lies at a relative path beneath a directory, through no symbolic link and past no `..` of it.
+
+    Raises OSError: EXDEV if the path leads out (an absolute one does), ELOOP if there is a link on it.
+    `flags` are those of `os.open` without O_CREAT; close-on-exec is added.
+    """
+    if "\0" in path:
+        raise OSError(errno.EINVAL, "a zero byte in a path", path)
+    flags |= os.O_CLOEXEC
+    for _ in range(_ATTEMPTS):
+        found = _openat2(directory_fd, path, flags)
+        if found >= 0:
+            return found
+        if found in (-errno.ENOSYS, -errno.EPERM):  # an old kernel, or a filter that does not know the call
+            return _open_by_component(directory_fd, path, flags)
+        if found not in (-errno.EAGAIN, -errno.EINTR):  # EAGAIN: something was renamed meanwhile
+            break
+    raise OSError(-found, os.strerror(-found), path)
+
+
+def _openat2(directory_fd: int, path: str, flags: int) -> int:
+    """The descriptor, or the negative error number."""
+    how = struct.pack("=QQQ", flags, 0, _BENEATH_NO_LINKS)
+    system_call, errno_of_call = _system_call()
+    fd = system_call(_OPENAT2, directory_fd, os.fsencode(path), how, len(how))
+    return int(fd) if fd >= 0 else -int(errno_of_call())
+
+
+@cache
+def _system_call() -> tuple[Any, Any]:
+    import ctypes  # 5 ms that only a process which opens others' files has to pay
+
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    call.restype = ctypes.c_long
+    call.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
+    return call, ctypes.get_errno
+
+
+def _open_by_component(directory_fd: int, path: str, flags: int) -> int:
+    """`open_beneath` where the kernel cannot do it in one."""
+    if not path:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    if path.startswith("/"):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    *parents, last = path.split("/")
+    if last in ("", ".", ".."):  # it names a directory
+        parents.append(last)
+        last, flags = ".", flags | os.O_DIRECTORY
+    passed: list[int] = []
+    """Descriptors on the way: `..` goes back to the one that we came from, wherever it is by now."""
+    try:
+        for component in parents:
+            if component in ("", "."):
+                continue
+            if component != "..":
+                passed.append(_open_no_link(passed[-1] if passed else directory_fd, component, DIRECTORY))
+            elif passed:
+                os.close(passed.pop())
+            else:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+        return _open_no_link(passed[-1] if passed else directory_fd, last, flags)
+    finally:
+        for fd in passed:
+            os.close(fd)
+
+
+def _open_no_link(parent: int, name: str, flags: int) -> int:
+    if not flags & os.O_PATH:
+        try:
+            return os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent)
+        except NotADirectoryError:
+            # With O_DIRECTORY a link is one of these; openat2 says which.
+            if stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from None
+            raise
+    fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent)
+    if stat.S_ISLNK(os.fstat(fd).st_mode) and not flags & os.O_NOFOLLOW:
+        os.close(fd)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+    return fd
 
 
 class Descent:
