@@ -2,7 +2,7 @@
 
 Owns the shape of the configuration and its translation into the plain values that the rest of the
 program works with. Knows nothing of files or of how an error is worded (`config.py`,
-`config_problems.py`). With those, `config_fields.py` and
+`config_problems.py`). With those, `config_fields.py`, `config_actions.py` and
 `config_containers.py` the only place that imports pydantic.
 """
 
@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict, StringConstraints
 
+from wrapper.config_actions import ActionsConfig, DigestsChoice, Tools
 from wrapper.config_containers import EXECROOTS, ExecrootConfig, IsolationConfig
 from wrapper.config_fields import (
     MEBIBYTE,
@@ -164,6 +165,14 @@ class PoolConfig(Section):
         ],
         Allowed("strings by name, a name without '='"),
     ] = {}
+    tools: Tools = ()
+    digests: DigestsChoice = "auto"
+    warm_fraction: Annotated[
+        float,
+        Strict(),
+        Field(ge=0, le=1, allow_inf_nan=False),
+        Allowed("a number from 0 (no action goes to a worker) to 1 (all do)"),
+    ] = 1.0
     min_warm_workers: Annotated[Whole, Field(ge=0, le=10_000), Allowed("a whole number from 0 to 10000")] = 2
     max_workers: Workers = 20
     worker_protocol: Annotated[Literal["proto", "json"], Allowed('"proto" or "json"', ("proto", "json"))] = (
@@ -303,6 +312,7 @@ class Config(Section):
         Allowed("a whole number from 1 to 1000, or null for what fits the processors"),
     ] = None
     drain_timeout_s: Time = 60.0
+    actions: Annotated[ActionsConfig, Allowed("an object")] = ActionsConfig()
     state_dir: Annotated[
         Annotated[str, StringConstraints(pattern=r"^/[^\x00]+$")] | None,
         Allowed("an absolute path of a folder for sockets and temporary files, or null for the default"),
