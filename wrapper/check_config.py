@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TextIO
 
 from wrapper.config import Command, Config, PoolConfig, load_config
+from wrapper.config_actions import ToolConfig, WorkRootConfig
 from wrapper.config_containers import MountConfig
 from wrapper.errors import ConfigError
 from wrapper.runtime.base import Language
 
 _NAME_WIDTH = 39
+_NO_ACTIONS = {"socket_group": "our own", "max_timeout_s": "no limit"}
 
 
 def check_config(path: str | Path, out: TextIO) -> int:
@@ -49,6 +51,9 @@ def describe(config: Config, source: str) -> Iterator[str]:
     )
     yield _line("state_dir", _value(config.state_dir, "the system's place"), "state_dir" in given)
     yield _line("drain_timeout_s", _value(config.drain_timeout_s), "drain_timeout_s" in given)
+    for name in type(config.actions).model_fields:
+        value = _value(getattr(config.actions, name), _NO_ACTIONS.get(name, "none"))
+        yield _line(f"actions.{name}", value, name in config.actions.model_fields_set)
     for pool in config.pools:
         yield ""
         yield from _pool(pool)
@@ -65,6 +70,9 @@ def _pool(pool: PoolConfig) -> Iterator[str]:
             yield _line(name, f"{value}{unused}", True)
     command = _value(pool.worker_command) if pool.worker_command else "none: the tool comes with the request"
     yield _line("worker_command", command, "worker_command" in given)
+    yield _line("tools", _value(pool.tools), "tools" in given)
+    yield _line("digests", _value(pool.digests), "digests" in given)
+    yield _line("warm_fraction", _value(pool.warm_fraction), "warm_fraction" in given)
     yield _line("env", ", ".join(sorted(pool.env)) or "empty", "env" in given)
     yield _line("min_warm_workers", _value(pool.warm_workers), "min_warm_workers" in given)
     yield _line("max_workers", _value(pool.max_workers), "max_workers" in given)
@@ -141,7 +149,16 @@ def _value(value: object, none: str = "none") -> str:
         return f"{value:g}"
     if isinstance(value, tuple) and value and isinstance(value[0], MountConfig):
         return ", ".join(f"{mount.host_path} at {mount.path or mount.host_path}" for mount in value)
+    if isinstance(value, tuple) and value and isinstance(value[0], WorkRootConfig):
+        return ", ".join(f"{root.path} (trust domain {json.dumps(root.trust_domain)})" for root in value)
+    if isinstance(value, tuple) and value and isinstance(value[0], ToolConfig):
+        return ", ".join(_tool(tool) for tool in value)
     return json.dumps(value, ensure_ascii=False)
+
+
+def _tool(tool: ToolConfig) -> str:
+    protocol = tool.protocol or "protocol found out"
+    return f"{json.dumps(tool.pattern, ensure_ascii=False)} ({protocol}, digests {tool.digests})"
 
 
 def _line(name: str, value: str, given: bool) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, get_args
@@ -14,8 +15,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from wrapper.config_actions import ActionsConfig, ToolConfig
 from wrapper.config_fields import Allowed
 from wrapper.config_models import Config, PoolConfig
+from wrapper.patterns import names_something
 
 _MAX_SHOWN = 60
 
@@ -54,6 +57,12 @@ def problems_of(document: Mapping[str, object]) -> tuple[Config | None, list[str
     for index, pool in pools.items():
         problems += _within_pool(f"pools[{index}]", pool)
     problems += _between_pools(pools)
+    try:
+        actions = ActionsConfig.model_validate(document.get("actions", {}))
+    except ValidationError:
+        pass  # reported above
+    else:
+        problems += _about_actions(actions, pools)
     if config is not None:
         problems += _totals(config)
     return (None if problems else config), problems
@@ -194,6 +203,7 @@ def _within_pool(path: str, pool: PoolConfig) -> Iterator[str]:
             f"{path}.keys: found no pattern while worker_command is empty, so nothing could use this pool; "
             "allowed: at least one pattern, or give a worker_command"
         )
+    yield from _about_tools(f"{path}.tools", pool.tools, may_be_any=bool(pool.worker_command))
     yield from _about_containers(path, pool)
 
 
@@ -220,6 +230,74 @@ def _about_containers(path: str, pool: PoolConfig) -> Iterator[str]:
             f"{pool.limits.max_requests_per_worker_at_once}; allowed: 1 for workers with an execroot of "
             'their own, which holds one action at a time, or execroot.strategy "inplace"'
         )
+
+
+def _about_actions(actions: ActionsConfig, pools: Mapping[int, PoolConfig]) -> Iterator[str]:
+    roots: list[tuple[str, str]] = []
+    for index, root in enumerate(actions.work_roots):
+        path = f"actions.work_roots[{index}]"
+        yield from _plain(f"{path}.path", root.path)
+        for earlier_path, earlier in roots:
+            if _lies_in(root.path, earlier) or _lies_in(earlier, root.path):
+                yield (
+                    f"{path}.path: found {shown(root.path)} beside {earlier_path} ({shown(earlier)}); "
+                    "allowed: work roots of which none is, or lies in, another"
+                )
+        roots.append((f"{path}.path", root.path))
+    for index, root in enumerate(actions.work_roots):
+        if root.execroots is None:
+            continue
+        path = f"actions.work_roots[{index}].execroots"
+        yield from _plain(path, root.execroots)
+        for root_path, inside in roots:
+            if _lies_in(root.execroots, inside):
+                yield (
+                    f"{path}: found {shown(root.execroots)}, which lies in {root_path} ({shown(inside)}); "
+                    "allowed: a place outside of all work roots, which their host may empty"
+                )
+    yield from _about_tools("actions.tools", actions.tools)
+    for index, pool in pools.items():
+        work_root = pool.execroot.work_root
+        if (
+            roots
+            and pool.execroot.strategy == "rename"
+            and work_root not in (None, *(one for _, one in roots))
+        ):
+            yield (
+                f"pools[{index}].execroot.work_root: found {shown(work_root)}; allowed: one of "
+                f"actions.work_roots ({', '.join(one for _, one in roots)}), or null"
+            )
+
+
+def _plain(path: str, value: str) -> Iterator[str]:
+    """A path that is compared with others has to be written in one way only."""
+    if value == "/" or os.path.normpath(value) != value:
+        yield (
+            f'{path}: found {shown(value)}; allowed: an absolute path other than "/", '
+            'without ".", "..", double or trailing slashes'
+        )
+
+
+def _lies_in(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _about_tools(path: str, tools: Sequence[ToolConfig], *, may_be_any: bool = False) -> Iterator[str]:
+    for index, tool in enumerate(tools):
+        where = f"{path}[{index}].pattern"
+        if not may_be_any and not names_something(tool.pattern):
+            yield (
+                f"{where}: found {shown(tool.pattern)}, which names no tool: whatever takes a flagfile would be "
+                "started as a worker; allowed: a pattern with some text of its own"
+            )
+        for earlier_index, earlier in enumerate(tools[:index]):
+            if tool.pattern == earlier.pattern or _covers(earlier.pattern, tool.pattern):
+                yield (
+                    f"{where}: found {shown(tool.pattern)}, which {path}[{earlier_index}].pattern "
+                    f"({shown(earlier.pattern)}) has taken: the first match wins; allowed: a pattern not taken "
+                    "before, or the narrower tool first"
+                )
+                break
 
 
 def _between_pools(pools: Mapping[int, PoolConfig]) -> Iterator[str]:

@@ -1,11 +1,11 @@
 """The well-known persistent workers that this product recognises without being told.
 
 Owns the table only. Each entry says how the tool is called (shell patterns of the program's path or base
-name, or of what `java` is told to run: see `tool_names.py`), which protocol it speaks, and whether it needs
+name, or of what an interpreter is told to run: see `tool_names.py`), which protocol it speaks, and whether it needs
 the digests of its inputs. All of them take their request from flagfiles at the end of the command line.
 
-Only tools whose source, or a trial, shows that they speak the protocol are listed. What is not: JavaBuilder's
-helpers (GenClass, ijar, singlejar, turbine as a native image), protoc, the C++ and Python tools.
+Only tools whose source, or a trial, shows that they speak the protocol are listed. Not here on purpose: ijar,
+singlejar, GenClass and turbine, which are no workers, and programs of too common a name.
 """
 
 from __future__ import annotations
@@ -34,20 +34,75 @@ KNOWN_TOOLS = (
         (
             "JavaBuilder_deploy.jar",
             "VanillaJavaBuilder_deploy.jar",
-            "JdtJavaBuilder_deploy.jar",
             "JavaBuilder",
+            "VanillaJavaBuilder",
             "com.google.devtools.build.buildjar.BazelJavaBuilder",
             "com.google.devtools.build.buildjar.VanillaJavaBuilder",
         ),
         "proto",
         "never",
-        "Bazel's java_tools, tried; the Jdt one of salesforce/bazel-jdt-java-toolchain",
+        "Bazel's java_tools: tried, and read",
     ),
     KnownTool(
-        "Turbine",
-        ("turbine_direct_deploy.jar", "Turbine_deploy.jar", "com.google.turbine.main.Main"),
+        "JdtJavaBuilder",
+        ("JdtJavaBuilder_deploy.jar", "com.salesforce.bazel.jdt.toolchain.builder.JdtJavaBuilder"),
+        "proto",
+        "never",
+        "bazel_jdt_java_toolchain: read",
+    ),
+    KnownTool(
+        "ResourceProcessorBusyBox",
+        ("ResourceProcessorBusyBox", "com.google.devtools.build.android.ResourceProcessorBusyBox"),
+        "proto",
+        "never",
+        "Bazel's Android tools: read",
+    ),
+    KnownTool(
+        "scalac",
+        ("*/io/bazel/rulesscala/scalac/scalac*", "io.bazel.rulesscala.scalac.ScalacWorker"),
+        "proto",
+        "never",
+        "rules_scala: its rule read",
+    ),
+    KnownTool(
+        "scala_instrumenter",
+        ("*/io/bazel/rulesscala/coverage/instrumenter/instrumenter",),
+        "proto",
+        "never",
+        "rules_scala: its rule read",
+    ),
+    KnownTool(
+        "kotlin_builder",
+        (
+            "*rules_kotlin*/src/main/kotlin/build",
+            "*rules_kotlin*/src/main/kotlin/jdeps_merger",
+            "io.bazel.kotlin.builder.KotlinBuilderMain",
+            "io.bazel.kotlin.builder.cmd.Build",
+            "io.bazel.kotlin.builder.cmd.MergeJdeps",
+        ),
+        "proto",
+        "never",
+        "rules_kotlin: its rule read; takes --flagfile=FILE, which it reads itself",
+    ),
+    KnownTool(
+        "tsc_wrapped",
+        ("tsc[-_]wrapped", "tsc[-_]wrapped.sh", "tsc[-_]wrapped.js", "tsc[-_]wrapped_bin*"),
+        "proto",
+        "always",
+        "npm @bazel/concatjs: tried; takes @@FILE, which it reads itself, and fails without digests",
+    ),
+    KnownTool(
+        "rollup_worker",
+        ("rollup-worker", "rollup-worker.sh", "rollup-worker.js", "*/@bazel/rollup/index.js"),
+        "proto",
+        "always",
+        "npm @bazel/rollup: tried; keeps parsed modules by digest",
+    ),
+    KnownTool(
+        "example_java_worker",
+        ("javaworker.Main",),
         None,
         "never",
-        "Bazel's header compiler as a JAR; its trial run decides, since not every version is a worker",
+        "examples/java-persistent-worker: proto, or JSON if it is told so",
     ),
 )
