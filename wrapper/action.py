@@ -17,8 +17,8 @@ Then the command line is split as Bazel splits it: what matches `@FILE`, `-flagf
 interpreter's own `@FILE` (`java @jvm.options -jar tool.jar`) is part of what starts it.
 
 A pool with a `worker_command` serves the tool of that command only: an action is its work if the pool's
-`tools` match, or the same entry of `actions.tools` or the table matches the action and the
-`worker_command`, or, in a pool without `tools`, persistentWorkerTool matches. Then no flagfile is needed:
+`tools` match, or `actions.tools` or the table do and the action's tool has the same base name as the
+`worker_command`'s, or, in a pool without `tools`, persistentWorkerTool matches. Then no flagfile is needed:
 the request is all that follows the action's tool, but for what the action's program keeps to itself
 (`--jvm_flag=` and the like), and for the worker's own startup arguments if the action's begin with them.
 """
@@ -110,7 +110,7 @@ class ActionRules:
         self.max_timeout_s: float | None = None
         self._pool_of_place = tuple(pool for pool in pools for _ in pool.keys)
         self._keys = PatternIndex([pattern for pool in pools for pattern in pool.keys])
-        self._of_pool = {pool.name: PoolRules(pool, self.tools) for pool in pools}
+        self._of_pool = {pool.name: PoolRules(pool) for pool in pools}
 
     @classmethod
     def from_config(cls, config: Config) -> ActionRules:
@@ -156,20 +156,18 @@ class ToolIndex:
 class PoolRules:
     """What of one pool decides about actions."""
 
-    __slots__ = ("own_arguments", "own_tools", "pool", "tools")
+    __slots__ = ("own_arguments", "own_name", "pool", "tools")
 
-    def __init__(self, pool: PoolConfig, tools: ToolIndex) -> None:
+    def __init__(self, pool: PoolConfig) -> None:
         self.pool = pool
         self.tools = ToolIndex(pool.tools, f"pool {pool.name}")
-        self.own_tools: frozenset[_Recognised] = frozenset()
-        """What recognises the tool of the pool's own command."""
+        self.own_name = ""
+        """What the tool of the pool's own command is called: its base name, or main class."""
         self.own_arguments: tuple[str, ...] = ()
         """The startup arguments of the pool's own command, after its tool."""
         if pool.worker_command:
             head = head_of(pool.worker_command)
-            names = Names(head.names)
-            found = {tools.find(names), _TABLE.find(names)}
-            self.own_tools = frozenset(one for one in found if one is not None)
+            self.own_name = head.names[-1]
             rest = pool.worker_command[head.length :]
             self.own_arguments = tuple(one for one in rest if one != PERSISTENT_WORKER)
 
@@ -237,8 +235,9 @@ def _recognise(
     if len(request.key) == 64 and _BAZEL_KEY.fullmatch(request.key):
         by_key = _Recognised(head.names[-1], "Bazel made its persistentWorkerKey")
     if pool.worker_command:
-        own = of_pool.own_tools
-        first = by_pool or _one_of(own, by_tools) or _one_of(own, by_table)
+        first = by_pool
+        if first is None and head.names[-1] == of_pool.own_name:
+            first = by_tools or by_table
         if first is None and not pool.tools:
             first = by_property
         if first is None:
@@ -262,10 +261,6 @@ def _recognise(
         protocol=next(iter(protocols), None),
         digests=next((choice for choice in digests if choice != "auto"), "auto"),
     )
-
-
-def _one_of(own: frozenset[_Recognised], found: _Recognised | None) -> _Recognised | None:
-    return found if found in own else None
 
 
 def _by_property(pattern: str, head: CommandHead) -> _Recognised | None:

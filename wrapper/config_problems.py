@@ -256,24 +256,21 @@ def _about_actions(actions: ActionsConfig, pools: Mapping[int, PoolConfig]) -> I
                     "allowed: a place outside of all work roots, which their host may empty"
                 )
     yield from _about_tools("actions.tools", actions.tools)
+    known = [root.path for root in actions.work_roots]
     for index, pool in pools.items():
         work_root = pool.execroot.work_root
-        if (
-            roots
-            and pool.execroot.strategy == "rename"
-            and work_root not in (None, *(one for _, one in roots))
-        ):
+        if known and pool.execroot.strategy == "rename" and work_root not in (None, *known):
             yield (
                 f"pools[{index}].execroot.work_root: found {shown(work_root)}; allowed: one of "
-                f"actions.work_roots ({', '.join(one for _, one in roots)}), or null"
+                f"actions.work_roots ({', '.join(known)}), or null"
             )
 
 
 def _plain(path: str, value: str) -> Iterator[str]:
     """A path that is compared with others has to be written in one way only."""
-    if value == "/" or os.path.normpath(value) != value:
+    if value.startswith("//") or os.path.normpath(value) != value:  # normpath leaves two slashes in front
         yield (
-            f'{path}: found {shown(value)}; allowed: an absolute path other than "/", '
+            f"{path}: found {shown(value)}; allowed: an absolute path "
             'without ".", "..", double or trailing slashes'
         )
 
@@ -287,15 +284,15 @@ def _about_tools(path: str, tools: Sequence[ToolConfig], *, may_be_any: bool = F
         where = f"{path}[{index}].pattern"
         if not may_be_any and not names_something(tool.pattern):
             yield (
-                f"{where}: found {shown(tool.pattern)}, which names no tool: whatever takes a flagfile would be "
-                "started as a worker; allowed: a pattern with some text of its own"
+                f"{where}: found {shown(tool.pattern)}, which names no tool: whatever has a flagfile would "
+                "be started as a worker; allowed: a pattern with some text of its own"
             )
         for earlier_index, earlier in enumerate(tools[:index]):
             if tool.pattern == earlier.pattern or _covers(earlier.pattern, tool.pattern):
                 yield (
                     f"{where}: found {shown(tool.pattern)}, which {path}[{earlier_index}].pattern "
-                    f"({shown(earlier.pattern)}) has taken: the first match wins; allowed: a pattern not taken "
-                    "before, or the narrower tool first"
+                    f"({shown(earlier.pattern)}) has taken: the first match wins; allowed: a pattern not "
+                    "taken before, or the narrower tool first"
                 )
                 break
 

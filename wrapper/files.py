@@ -68,10 +68,11 @@ def open_beneath(directory_fd: int, path: str, flags: int) -> int:
         if found >= 0:
             return found
         if found in (-errno.ENOSYS, -errno.EPERM):  # an old kernel, or a filter that does not know the call
-            return _open_by_component(directory_fd, path, flags)
-        if found not in (-errno.EAGAIN, -errno.EINTR):  # EAGAIN: something was renamed meanwhile
             break
-    raise OSError(-found, os.strerror(-found), path)
+        if found not in (-errno.EAGAIN, -errno.EINTR):
+            raise OSError(-found, os.strerror(-found), path)
+        # EAGAIN: there is a ".." in the path, and meanwhile something was renamed, anywhere on the machine
+    return _open_by_component(directory_fd, path, flags)
 
 
 def _openat2(directory_fd: int, path: str, flags: int) -> int:

@@ -86,17 +86,21 @@ class InputDigests:
             known = self._recall(identity)
             if known is not None:
                 return known
-            digest = hashlib.sha256()
-            left = info.st_size
-            while left > 0 and (data := os.read(fd, min(left, _CHUNK_BYTES))):  # no more, if it grows
-                digest.update(data)
-                left -= len(data)
-            text = digest.hexdigest().encode()
-            if not left and _identity(os.fstat(fd)) == identity:
-                self._remember(identity, text)
-            return text
+            digest = self._hash(fd, info.st_size)
+            if _identity(os.fstat(fd)) == identity:
+                self._remember(identity, digest)
+            return digest
         finally:
             os.close(fd)
+
+    @staticmethod
+    def _hash(fd: int, size: int) -> bytes:
+        """Of as much as the file had; no more is read, if it grows."""
+        digest = hashlib.sha256()
+        while size > 0 and (data := os.read(fd, min(size, _CHUNK_BYTES))):
+            digest.update(data)
+            size -= len(data)
+        return digest.hexdigest().encode()
 
     def _recall(self, identity: _Identity) -> bytes | None:
         with self._lock:

@@ -1,8 +1,8 @@
 """The well-known persistent workers that this product recognises without being told.
 
 Owns the table only. Each entry says how the tool is called (shell patterns of the program's path or base
-name, or of what an interpreter is told to run: see `tool_names.py`), which protocol it speaks, and whether it needs
-the digests of its inputs. All of them take their request from flagfiles at the end of the command line.
+name, or of what an interpreter is told to run: see `tool_names.py`), which protocol it speaks, and whether it
+needs the digests of its inputs. All take their requests from flagfiles at the end of the command line.
 
 Only tools whose source, or a trial, shows that they speak the protocol are listed. Not here on purpose: ijar,
 singlejar, GenClass and turbine, which are no workers, and programs of too common a name.
@@ -47,28 +47,28 @@ KNOWN_TOOLS = (
         "JdtJavaBuilder",
         ("JdtJavaBuilder_deploy.jar", "com.salesforce.bazel.jdt.toolchain.builder.JdtJavaBuilder"),
         "proto",
-        "never",
+        "auto",
         "bazel_jdt_java_toolchain: read",
     ),
     KnownTool(
         "ResourceProcessorBusyBox",
         ("ResourceProcessorBusyBox", "com.google.devtools.build.android.ResourceProcessorBusyBox"),
         "proto",
-        "never",
+        "auto",
         "Bazel's Android tools: read",
     ),
     KnownTool(
         "scalac",
         ("*/io/bazel/rulesscala/scalac/scalac*", "io.bazel.rulesscala.scalac.ScalacWorker"),
         "proto",
-        "never",
+        "auto",
         "rules_scala: its rule read",
     ),
     KnownTool(
         "scala_instrumenter",
         ("*/io/bazel/rulesscala/coverage/instrumenter/instrumenter",),
         "proto",
-        "never",
+        "auto",
         "rules_scala: its rule read",
     ),
     KnownTool(
@@ -81,7 +81,7 @@ KNOWN_TOOLS = (
             "io.bazel.kotlin.builder.cmd.MergeJdeps",
         ),
         "proto",
-        "never",
+        "auto",
         "rules_kotlin: its rule read; takes --flagfile=FILE, which it reads itself",
     ),
     KnownTool(
