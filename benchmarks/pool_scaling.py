@@ -76,6 +76,9 @@ class IdleWorker:
     def memory_bytes(self) -> int:
         return 0
 
+    def cpu_s(self) -> float:
+        return 0.0
+
     async def collect_garbage(self) -> GcReport | None:
         return None
 

@@ -232,7 +232,7 @@ def _recognise(
     by_table = _TABLE.find(names)
     by_property = _by_property(request.tool, head)
     by_key = None
-    if len(request.key) == 64 and _BAZEL_KEY.fullmatch(request.key):
+    if _BAZEL_KEY.fullmatch(request.key):
         by_key = _Recognised(head.names[-1], "Bazel made its persistentWorkerKey")
     if pool.worker_command:
         first = by_pool

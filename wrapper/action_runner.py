@@ -29,6 +29,9 @@ from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import StopReason
 from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
 
+_IDLE_LOOKS_EVERY_S = 0.5
+_IDLE_LOOKS = 6
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,8 +47,25 @@ class ToolAbilities:
     """A tool that was asked to cancel and has not answered by then is stopped, if it is singleplex."""
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an action with a directory of its own is run under."""
+
+    taken: Callable[[], bool] = lambda: True
+    """Called when a worker has been found, before the action's files are touched. False: leave them."""
+    timeout_s: float | None = None
+    """From when the worker gets the request; then its worker is stopped. None: for ever."""
+    is_trial: bool = False
+    """Nobody knows yet whether the tool is a worker. If it is none, the tree goes back as it was."""
+
+
 async def run_action(
-    pool: WorkerPool, key: WorkerKey, request: WorkRequest, *, directory_fd: int | None = None
+    pool: WorkerPool,
+    key: WorkerKey,
+    request: WorkRequest,
+    *,
+    directory_fd: int | None = None,
+    terms: Terms | None = None,
 ) -> WorkResponse:
     """One action from lease to release; raises the WrapperError that prevented an answer.
 
@@ -59,6 +79,7 @@ async def run_action(
         request,
         ended.set_result,
         directory_fd=directory_fd,
+        terms=terms or Terms(),
     )
     action.start()
     try:
@@ -72,20 +93,6 @@ async def run_action(
     return outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What an action with a directory of its own is run under."""
-
-    taken: Callable[[], bool] = lambda: True
-    """Called when a worker has been found, before the action's files are touched. False: leave them."""
-    timeout_s: float | None = None
-    """From when the worker gets the request; then its worker is stopped. None: for ever."""
-    is_trial: bool = False
-    """Nobody knows yet whether the tool is a worker: if it proves to be none, the tree goes back as it was."""
-    trial_timeout_s: float = 30.0
-    """How long a trial may take before the tool counts as none."""
-
-
 class Action:
     """One request on its way through the pool.
 
@@ -97,6 +104,7 @@ class Action:
     __slots__ = (
         "_cancelled",
         "_directory_fd",
+        "_idle_timer",
         "_key",
         "_lease",
         "_lease_id",
@@ -131,6 +139,7 @@ class Action:
         self._directory_fd = directory_fd
         self._staged: Staged | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._cancelled = False
 
     def start(self) -> None:
@@ -220,20 +229,28 @@ class Action:
 
     def _set_timer(self) -> None:
         terms, loop = self._terms, asyncio.get_running_loop()
-        if terms.is_trial and (terms.timeout_s is None or terms.trial_timeout_s < terms.timeout_s):
-            self._timer = loop.call_later(terms.trial_timeout_s, self._trial_is_over)
-        elif terms.timeout_s is not None:
+        if terms.is_trial:
+            self._idle_timer = loop.call_later(_IDLE_LOOKS_EVERY_S, self._look_whether_idle, -1.0, 0)
+        if terms.timeout_s is not None:
             message = f"the action took longer than its {terms.timeout_s:g} s; its worker was stopped"
             self._timer = loop.call_later(terms.timeout_s, lambda: self.abort(ActionTimedOut(message)))
 
-    def _trial_is_over(self) -> None:
-        """A tool that reads its input in the wrong format may wait for more of it for ever."""
+    def _look_whether_idle(self, cpu_s: float, idle_looks: int) -> None:
+        """On trial: a tool that reads its input in the wrong format may wait for more of it for ever."""
         lease = self._lease
         if lease is None or self._on_outcome is None or self._cancelled:
             return
+        now_s = lease.cpu_s()
+        idle_looks = idle_looks + 1 if now_s == cpu_s else 0
+        if idle_looks < _IDLE_LOOKS:
+            loop = asyncio.get_running_loop()
+            self._idle_timer = loop.call_later(
+                _IDLE_LOOKS_EVERY_S, self._look_whether_idle, now_s, idle_looks
+            )
+            return
         self._cancelled = True
         lease.give_up()
-        silent = f"it has not answered in {self._terms.trial_timeout_s:g} s"
+        silent = f"it has the request and has done nothing for {_IDLE_LOOKS * _IDLE_LOOKS_EVERY_S:g} s"
         if self._put_back_as_it_was():
             self._end(NotAWorker(f"it is no persistent worker: {silent}"))
         else:
@@ -281,7 +298,8 @@ class Action:
 
     def _end(self, outcome: WorkResponse | WrapperError) -> None:
         on_outcome, self._on_outcome = self._on_outcome, None
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._idle_timer):
+            if timer is not None:
+                timer.cancel()
         if on_outcome is not None:
             on_outcome(outcome)

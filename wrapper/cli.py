@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 PERSISTENT_WORKER = "--persistent_worker"
 USAGE_EXIT_CODE = 64
+_DAEMON_COMMANDS = ("serve", "wait-ready", "off", "on", "reload", "node-config", "install-entrypoint")
 
 _DESCRIPTION = """\
 Keeps compilers warm: a persistent worker to Bazel (or any worker host), a pool of warm workers behind it.
@@ -56,6 +57,9 @@ examples:
   nativelink_worker_wrapper record --output javac.rec -- tool --persistent_worker
       serve as usual, and keep the requests with their inputs to prime new workers with
 
+  nativelink_worker_wrapper serve --config pools.json5 --socket /run/nativelink_worker_wrapper/pool.sock
+      the pool daemon of a NativeLink node; wait-ready, off, on and reload speak to it (--help explains each)
+
 exit codes: 0 the host closed stdin or sent SIGTERM and all requests were answered; 64 wrong usage;
 65 the host's requests cannot be understood; 69 the tool cannot be started; 78 wrong configuration.
 """
@@ -78,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check_config(args[1:])
         if args[:1] == ["check-runtime"]:
             return _check_runtime(args[1:])
+        if args[:1] and args[0] in _DAEMON_COMMANDS:
+            return _daemon_command(args[0], args[1:])
         if args[:1] == ["record"]:
             return _worker_mode(args[1:], recording=True)
         return _worker_mode(args)
@@ -86,6 +92,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     finally:
         gc.enable()
+
+
+def _daemon_command(name: str, args: Sequence[str]) -> int:
+    from wrapper import cli_daemon
+
+    if name in ("off", "on"):
+        return cli_daemon.switch(name, args, _Parser)
+    commands = {
+        "serve": cli_daemon.serve,
+        "wait-ready": cli_daemon.wait_ready,
+        "reload": cli_daemon.reload,
+        "node-config": cli_daemon.node_config,
+        "install-entrypoint": cli_daemon.install,
+    }
+    return commands[name](args, _Parser)
 
 
 class _Parser(argparse.ArgumentParser):

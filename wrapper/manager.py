@@ -18,8 +18,9 @@ from typing import Self
 
 from wrapper.action_runner import run_action
 from wrapper.config import Config, PoolConfig
-from wrapper.errors import ConfigError, PoolDraining, RequestRefused, UnknownPool, WorkerStartFailed
+from wrapper.errors import ConfigError, PoolDraining, RequestRefused, UnknownPool
 from wrapper.events import EventBus
+from wrapper.own_command import own_worker_key
 from wrapper.pool.health import prove_pool
 from wrapper.pool.lease import Lease, WorkerOutcome
 from wrapper.pool.pool import WorkerPool
@@ -27,8 +28,7 @@ from wrapper.pool.start_statistics import StartRecorder, StartStatistics
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import StopReason, WorkerState
 from wrapper.runtime.base import Runtime
-from wrapper.runtime.spawn import resolve_program
-from wrapper.runtimes import runtime_of, state_dir_of
+from wrapper.runtimes import runtimes_of, state_dir_of
 from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
 
 _READY = (WorkerState.IDLE, WorkerState.RESERVED)
@@ -258,7 +258,9 @@ class WarmWorkerPoolManager:
 
     def _make_pool(self) -> WorkerPool:
         config = self._options.config
-        self._keys = {pool.name: self._key_of(pool) for pool in config.pools if pool.worker_command}
+        cwd = os.path.abspath(self._options.cwd)
+        keys = {pool.name: own_worker_key(pool, cwd) for pool in config.pools}
+        self._keys = {name: key for name, key in keys.items() if key is not None}
         return WorkerPool(
             {pool.name: pool.settings(self._state_dir_of(pool)) for pool in config.pools},
             self._runtimes(),
@@ -284,17 +286,8 @@ class WarmWorkerPoolManager:
     def _runtimes(self) -> Mapping[str, Runtime]:
         make, config = self._options.make_runtime, self._options.config
         if make is not None:
-            return {pool.name: make(pool) for pool in self._options.config.pools}
-        log_dir = self._options.log_dir
-        runtimes: dict[str, Runtime] = {}
-        processes: Runtime | None = None  # one for all pools: it finds stray children by their tags
-        for pool in config.pools:
-            if pool.runtime == "process":
-                processes = processes or runtime_of(pool, config.state_dir, log_dir=log_dir)
-                runtimes[pool.name] = processes
-            else:
-                runtimes[pool.name] = runtime_of(pool, config.state_dir, log_dir=log_dir)
-        return runtimes
+            return {pool.name: make(pool) for pool in config.pools}
+        return runtimes_of(config, log_dir=self._options.log_dir)
 
     def _state_dir_of(self, pool: PoolConfig) -> str:
         return state_dir_of(self._options.config.state_dir) if pool.has_own_execroots else ""
@@ -310,28 +303,6 @@ class WarmWorkerPoolManager:
         if not pool.worker_command:
             raise ConfigError(f"pool {pool.name!r} has no worker_command: there is nothing to start")
         return pool
-
-    def _key_of(self, pool: PoolConfig) -> WorkerKey:
-        """One kind of worker for a pool, whatever key asked for it: its command is the same."""
-        cwd = os.path.abspath(self._options.cwd)
-        program, *arguments = pool.worker_command
-        own = pool.has_own_execroots
-        if pool.runtime == "process":
-            try:
-                # The file itself, or its freshness could not be checked.
-                program = resolve_program(program, pool.env, cwd)
-            except WorkerStartFailed:
-                pass  # each start will say so, and find it should it come
-        return WorkerKey(
-            pool=pool.name,
-            argv=(program, *arguments),
-            cwd=pool.execroot.path if own else cwd,
-            env=tuple(sorted(pool.env.items())),
-            protocol=pool.worker_protocol,
-            multiplex=pool.limits.max_requests_per_worker_at_once > 1,
-            own_execroot=own,
-            for_actions=own,
-        )
 
     def _pool_named(self, name: str) -> PoolConfig:
         pool = self._options.config.pool_named(name)

@@ -12,7 +12,7 @@ from wrapper.errors import ConfigError
 from wrapper.runtime.base import Runtime
 
 if TYPE_CHECKING:
-    from wrapper.config import PoolConfig
+    from wrapper.config import Config, PoolConfig
     from wrapper.runtime.cri_container import CriSettings
     from wrapper.runtime.isolation import Isolation
 
@@ -98,3 +98,16 @@ def runtime_of(
 
     settings = cri_settings_of(pool, state_dir_of(state_dir))
     return CriRuntime(settings, log_dir=log_dir, forward_stderr_to=forward_stderr_to)
+
+
+def runtimes_of(config: Config, *, log_dir: str | None = None) -> dict[str, Runtime]:
+    """The runtime of each pool, by its name."""
+    runtimes: dict[str, Runtime] = {}
+    processes: Runtime | None = None  # one for all pools: it finds stray children by their tags
+    for pool in config.pools:
+        if pool.runtime == "process":
+            processes = processes or runtime_of(pool, config.state_dir, log_dir=log_dir)
+            runtimes[pool.name] = processes
+        else:
+            runtimes[pool.name] = runtime_of(pool, config.state_dir, log_dir=log_dir)
+    return runtimes

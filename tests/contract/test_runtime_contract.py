@@ -196,6 +196,7 @@ def test_the_death_of_a_worker_is_reported_with_its_exit_code(kind: Kind) -> Non
             os.write(worker.stdin_fd, b"die")
             assert await asyncio.shield(worker.exited) == ExitStatus(3)
             assert worker.memory_bytes() == 0
+            assert worker.cpu_s() == 0
             assert await worker.stop(10) == ExitStatus(3)
 
     kind.run(main())
@@ -334,6 +335,7 @@ def test_a_dead_worker_has_no_memory_and_collects_no_garbage(kind: Kind) -> None
     async def main() -> None:
         async with started(kind) as worker:
             assert worker.memory_bytes() > 0
+            assert 0 <= worker.cpu_s() < 60
             assert await worker.collect_garbage() is None
             os.write(worker.stdin_fd, b"die")
             await asyncio.shield(worker.exited)

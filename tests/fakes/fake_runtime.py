@@ -52,6 +52,7 @@ class Script:
     run: Callable[[CommandSpec], CommandResult] = lambda _: CommandResult(0, b"")
     run_delay_s: float = 0.0
     memory_bytes: Callable[[], int] = lambda: 100 << 20
+    cpu_s: Callable[[], float] = lambda: 0.0
     gc: Callable[[], GcReport | None] = lambda: None
     """May raise, as `collect_garbage` may."""
     gc_delay_s: float = 0.0
@@ -236,6 +237,10 @@ class FakeWorker:
     def memory_bytes(self) -> int:
         """See WorkerProcess."""
         return 0 if self.exited.done() else self.script.memory_bytes()
+
+    def cpu_s(self) -> float:
+        """See WorkerProcess."""
+        return 0.0 if self.exited.done() else self.script.cpu_s()
 
     async def collect_garbage(self) -> GcReport | None:
         """See WorkerProcess."""

@@ -7,11 +7,12 @@ uids would forbid is possible, and only the tests that say so need root.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,13 +70,12 @@ class ActionWorld:
         for path in (self.base, self.store, self.host):
             path.mkdir()
         self.strategy = Strategy.RENAME
-        self._blobs = 0
 
     def execroot(self, strategy: Strategy | None = None, **options: Any) -> ActionExecroot:
         options["strategy"] = strategy or self.strategy
         return ActionExecroot.make(str(self.base), "worker", uid=WORKER_ID, gid=WORKER_ID, **options)
 
-    def make_action(self, tree: dict[str, str | None], name: str = "action") -> Path:
+    def make_action(self, tree: Mapping[str, str | None], name: str = "action") -> Path:
         """Files with a content, directories for None; "-> x" is a link. Names ending in "!" can be run."""
         root = self.host / name
         root.mkdir()
@@ -87,11 +87,12 @@ class ActionWorld:
             elif content.startswith("-> "):
                 whole.symlink_to(content[3:])
             else:
-                self._blobs += 1
-                blob = self.store / str(self._blobs)
-                blob.write_text(content)
-                blob.chmod(0o555 if path.endswith("!") else 0o444)
-                os.chown(blob, HOST_ID, HOST_ID)
+                mode = 0o555 if path.endswith("!") else 0o444
+                blob = self.store / f"{hashlib.sha256(content.encode()).hexdigest()}-{mode:o}"
+                if not blob.exists():
+                    blob.write_text(content)
+                    blob.chmod(mode)
+                    os.chown(blob, HOST_ID, HOST_ID)
                 os.link(blob, whole)
         for whole in [root, *root.rglob("*")]:
             os.chown(whole, HOST_ID, HOST_ID, follow_symlinks=False)

@@ -14,7 +14,7 @@ import pytest
 
 from wrapper import input_digests
 from wrapper.errors import RequestRefused
-from wrapper.files import DIRECTORY
+from wrapper.files import DIRECTORY, remove_tree
 from wrapper.input_digests import InputDigests
 
 OLD_NS = 1_000_000_000 * 10**9
@@ -215,7 +215,10 @@ def test_a_deep_tree_needs_no_more_descriptors_or_stack(tree: Path, fd: int) -> 
         here = below
     os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
     os.close(here)
-    assert InputDigests().inputs_of(fd) == [("d/" * 2000 + "file", digest(""))]
+    try:
+        assert InputDigests().inputs_of(fd) == [("d/" * 2000 + "file", digest(""))]
+    finally:
+        remove_tree(str(tree / "d"))  # pytest's own way of deleting it is recursive
 
 
 def test_the_number_of_inputs_is_bounded(tree: Path, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,10 @@ class Capacity:
         self._registry = registry
         self._total = total
 
+    def set_total(self, total: TotalLimits) -> None:
+        """New limits over all pools together."""
+        self._total = total
+
     def has_room(self, key: KeyState) -> bool:
         """For one more worker of this key, whatever limit is looked at."""
         return self.has_room_in_key(key) and self.has_room_in_pool(key.pool)

@@ -80,6 +80,7 @@ class Core:
             m.Stopped: self._stopped,
             m.Retire: self._retire_asked,
             m.Drain: self._drain,
+            m.Reconfigure: self._reconfigure,
             m.Tick: self._tick,
         }
 
@@ -326,7 +327,7 @@ class Core:
         if worker.replaces is not None:
             old, worker.replaces = worker.replaces, None
             old.replaced_by = None
-            self._retire(old, StopReason.LIFETIME, now)
+            self._retire(old, old.replaced_for, now)
         if yields(worker, self._capacity, now):
             self._stop(worker, StopReason.EVICTED, now)
             return
@@ -605,8 +606,31 @@ class Core:
                 return
             worker.replaced_by = self._start(key, now, replaces=worker)
         else:
-            self._retire(worker, StopReason.LIFETIME, now)
+            self._retire(worker, worker.replaced_for, now)
             self._grow(key, now)
+
+    def _reconfigure(self, event: m.Reconfigure, now: float) -> None:
+        for name in self.registry.pools.keys() - event.pools.keys():
+            self._drain(m.Drain(name), now)
+        self._capacity.set_total(event.total)
+        for name, limits in event.pools.items():
+            pool = self.registry.pools.setdefault(name, PoolState(name, limits))
+            pool.limits, pool.minimum_key, pool.draining = limits, event.minimum_keys.get(name), False
+            for key in self.registry.keys.values():
+                if key.pool is pool:
+                    key.is_minimum = key.key == pool.minimum_key
+        for worker in list(self.registry.workers.values()):
+            if worker.key.pool.name in event.changed and worker.state not in _ENDED:
+                worker.replaced_for = StopReason.RECONFIGURED
+                if worker.state in (WorkerState.STARTING, WorkerState.WARMING):
+                    self._stop(worker, StopReason.RECONFIGURED, now)  # nobody has it yet
+                elif _has_another_command(worker.key):
+                    self._retire(worker, StopReason.RECONFIGURED, now)
+                else:
+                    self._lifetime_over(worker, now)
+        for pool in self.registry.pools.values():
+            self._refill(pool, now)
+        self._offer_slots(now)
 
     # ---- the end -----------------------------------------------------------------------------------
 
@@ -651,6 +675,12 @@ class Core:
                 state.pool.unhealthy_keys.discard(key)
                 if len(self.registry.keys) <= MAX_IDLE_KEYS:
                     return
+
+
+def _has_another_command(key: KeyState) -> bool:
+    """Whether nobody will ask for this key again, since its pool has a command of its own now."""
+    minimum = key.pool.minimum_key
+    return minimum is not None and (key.key.argv, key.key.env) != (minimum.argv, minimum.env)
 
 
 def _reached(count: int, limit: int | None) -> bool:

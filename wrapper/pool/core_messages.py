@@ -6,9 +6,11 @@ dozen of those would cost a tenth of the time that a worker host waits for the f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from wrapper.errors import WrapperError
+from wrapper.pool.limits import PoolLimits, TotalLimits
 from wrapper.pool.worker_key import WorkerKey
 from wrapper.pool.worker_states import StopReason
 
@@ -99,6 +101,18 @@ class Drain(NamedTuple):
     pool: str | None = None
 
 
+class Reconfigure(NamedTuple):
+    """The configuration was read again. Pools that are not named any more end as with Drain.
+
+    `changed`: pools whose workers are to be replaced, one after the other.
+    """
+
+    pools: Mapping[str, PoolLimits]
+    total: TotalLimits
+    minimum_keys: Mapping[str, WorkerKey]
+    changed: frozenset[str]
+
+
 class Tick(NamedTuple):
     """Time has passed; also the first event of all."""
 
@@ -116,6 +130,7 @@ Event = (
     | Stopped
     | Retire
     | Drain
+    | Reconfigure
     | Tick
 )
 

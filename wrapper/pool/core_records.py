@@ -65,6 +65,7 @@ class Worker:
     cooling_since: float = 0.0
     replaces: Worker | None = None
     replaced_by: Worker | None = None
+    replaced_for: StopReason = StopReason.LIFETIME
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} {self.key.key.label} {self.state.name} reqs={self.jobs}>"

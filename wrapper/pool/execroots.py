@@ -161,7 +161,7 @@ class Execroots:
         if not key.for_actions:
             mounts = self._inplace.of(key.cwd) if settings.in_container else ()
             return SandboxExecroot(key.cwd, worker_id, settings, mounts)
-        base = self._generation(settings).path
+        base = self._generation(settings, key).path
         if not key.tool:
             return ActionsExecroot.make(base, worker_id, key, settings)
         seed = self.seeds.of(key)
@@ -189,11 +189,13 @@ class Execroots:
         return self._seeds
 
     def _folder_of(self, key: WorkerKey) -> str:
-        return self._generation(self._settings[key.pool].execroot).path
+        return self._generation(self._settings[key.pool].execroot, key).path
 
     def remove_of_dead(self) -> None:
         """Remove what dead processes have left staged, whose workers are gone. Raises RuntimeUnavailable."""
-        bases = {pool.execroot.base for pool in self._settings.values()}
+        bases: set[str] = set()
+        for pool in self._settings.values():
+            bases |= {pool.execroot.base, *(base for _, base in pool.execroot.bases)}
         for base in bases - self._generations.keys():
             if base and os.path.isdir(base):
                 from wrapper.generation import take_over
@@ -201,21 +203,22 @@ class Execroots:
                 for dead in take_over(base):
                     dead.wipe()
 
-    def _generation(self, settings: ExecrootSettings) -> Generation:
-        generation = self._generations.get(settings.base)
+    def _generation(self, settings: ExecrootSettings, key: WorkerKey) -> Generation:
+        base = dict(settings.bases).get(key.trust_domain, settings.base)
+        generation = self._generations.get(base)
         if generation is None:
             from wrapper.execroot.action_execroot import ActionExecroot
             from wrapper.generation import Generation
 
             self.remove_of_dead()
-            generation = Generation.begin(settings.base, passable=settings.user is not None)
+            generation = Generation.begin(base, passable=settings.user is not None)
             try:
                 if settings.strategy == "rename" and settings.work_root:
                     ActionExecroot.check_same_mount(generation.path, settings.work_root)
             except BaseException:
                 generation.wipe()
                 raise
-            self._generations[settings.base] = generation
+            self._generations[base] = generation
         return generation
 
     def mounts_in_place(self, key: WorkerKey) -> tuple[Mount, ...]:

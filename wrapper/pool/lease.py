@@ -112,6 +112,10 @@ class Lease:
         """End the processes that the request left behind, before its outputs are taken."""
         self._connection.process.kill_stragglers()
 
+    def cpu_s(self) -> float:
+        """Processor time that the worker has used so far."""
+        return self._connection.process.cpu_s()
+
     def give_up(self) -> None:
         """The answer is not wanted any more. The worker may be at work for it, so it must not go on."""
         if self._sent is not None:

@@ -57,6 +57,8 @@ class WorkerPool:
         self.events = events or EventBus()
         self._settings = dict(settings)
         self._warmups = Warmups(settings)
+        self._old_warmups: list[Warmups] = []
+        self._old_runtimes: set[Runtime] = set()
         self._places = Places(total.max_concurrent_warmups if total is not None else None)
         self._runtimes = dict(runtimes)
         limits = {name: pool.limits for name, pool in settings.items()}
@@ -98,6 +100,30 @@ class WorkerPool:
             self._execroots.remove_of_dead()  # only now: nobody works in them any more
         except WrapperError as error:
             _log.warning("%s", error.message)  # the first start tries again, and tells its caller
+
+    def reconfigure(
+        self,
+        settings: Mapping[str, PoolSettings],
+        runtimes: Mapping[str, Runtime],
+        *,
+        total: TotalLimits,
+        minimum_keys: Mapping[str, WorkerKey],
+        changed: frozenset[str],
+    ) -> None:
+        """Go on with another configuration: workers of pools in `changed` are replaced one by one.
+
+        Those of other pools stay; those of pools that are gone end after their request. A runtime that is
+        not used any more is closed with the pool. Raises ConfigError, and has changed nothing then.
+        """
+        warmups = Warmups(settings)
+        self._old_warmups.append(self._warmups)  # a worker may be primed with its records right now
+        self._warmups = warmups
+        self._old_runtimes |= set(self._runtimes.values())
+        gone = {name: pool for name, pool in self._settings.items() if name not in settings}
+        self._settings.update(settings)
+        self._runtimes = {**{name: self._runtimes[name] for name in gone}, **runtimes}
+        limits = {name: pool.limits for name, pool in settings.items()}
+        self._feed(m.Reconfigure(limits, total, minimum_keys, changed))
 
     async def acquire(self, key: WorkerKey, *, timeout_s: float | None = None) -> Lease:
         """A worker of this key, the most recently used first; waits in turn while there is none.
@@ -219,8 +245,9 @@ class WorkerPool:
         await self._until_empty(lambda _worker: True)
         if self._timer is not None:
             self._timer.cancel()
-        self._warmups.close()
-        for runtime in set(self._runtimes.values()):
+        for warmups in (self._warmups, *self._old_warmups):
+            warmups.close()
+        for runtime in self._old_runtimes | set(self._runtimes.values()):
             await runtime.close()
         try:
             await self._execroots.close()

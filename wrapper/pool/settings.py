@@ -43,6 +43,8 @@ class ExecrootSettings:
     """For actions: "rename" or "link" (`execroot.action_execroot.Strategy`)."""
     base: str = ""
     """Below it are the execroots of all processes of ours. For "rename" on the mount of the actions."""
+    bases: tuple[tuple[str, str], ...] = ()
+    """By trust domain, where that is another one than `base`."""
     work_root: str = ""
     """Below it are the actions' directories, if that is known: then "rename" is tried at once."""
     seen_as: str = ""

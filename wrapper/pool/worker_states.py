@@ -72,6 +72,7 @@ class StopReason(Enum):
     ABANDONED = "lease dropped without release"
     WARMUP_FAILED = "warm-up failed"
     START_FAILED = "start failed"
+    RECONFIGURED = "configuration changed"
     DRAINED = "drained"
 
 

@@ -168,6 +168,9 @@ class WorkerProcess(Protocol):
     def memory_bytes(self) -> int:
         """Resident memory of the worker's whole process tree; 0 if it is gone."""
 
+    def cpu_s(self) -> float:
+        """Processor time that the worker's processes, those that live, have used; 0 if it is gone."""
+
     async def collect_garbage(self) -> GcReport | None:
         """Make the worker collect its garbage. None: this worker has no way to do so.
 

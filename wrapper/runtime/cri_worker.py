@@ -231,6 +231,12 @@ class ContainerWorker:
         """See WorkerProcess. What the kernel counts for the container: files it has mapped are not in it."""
         return 0 if self._closed or self.exited.done() else self._group.resident_bytes()
 
+    def cpu_s(self) -> float:
+        """See WorkerProcess."""
+        if self._closed or self.exited.done():
+            return 0.0
+        return sum(map(process_tree.cpu_s, self._group.processes()))
+
     async def collect_garbage(self) -> GcReport | None:
         """See WorkerProcess."""
         if self._closed or self.exited.done():

@@ -33,7 +33,7 @@ from wrapper.runtime.child import Child
 from wrapper.runtime.command import run_command
 from wrapper.runtime.first_read import FirstRead
 from wrapper.runtime.private_tmpdir import PrivateTmpdir, is_quick_to_remove
-from wrapper.runtime.process_tree import KILL_TIMEOUT_S, ProcessTree, read_stat
+from wrapper.runtime.process_tree import KILL_TIMEOUT_S, ProcessTree, cpu_s, read_stat
 from wrapper.runtime.stderr_log import StderrForward, StderrLogs
 from wrapper.runtime.stderr_reader import StderrReader
 from wrapper.runtime.worker_gc import WorkerGc
@@ -253,6 +253,10 @@ class LocalWorker:
     def memory_bytes(self) -> int:
         """See WorkerProcess."""
         return 0 if self._closed else self._tree.memory_bytes()
+
+    def cpu_s(self) -> float:
+        """See WorkerProcess."""
+        return 0.0 if self._closed else sum(map(cpu_s, (self.pid, *self._tree.descendants())))
 
     async def collect_garbage(self) -> GcReport | None:
         """See WorkerProcess."""

@@ -23,6 +23,7 @@ KILL_TIMEOUT_S = 10.0
 """After a SIGKILL; only a process in uninterruptible sleep (a hung network file system) takes longer."""
 
 _ROUNDS = 200
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,15 @@ def resident_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that one process has used, without its children's; 0 if it is gone."""
+    try:
+        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def namespace_pid(pid: int) -> int:
