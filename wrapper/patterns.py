@@ -108,8 +108,6 @@ def names_something(pattern: str) -> bool:
 def _pieces_of(pattern: str) -> set[str]:
     """All pieces of the greatest length, up to four characters, that the text of a pattern has."""
     literals = _WILDCARD.split(pattern)
-    if any("[" in literal for literal in literals):
-        return set()  # a "[" that opens no set: it is not taken apart here as it is there
     length = min(_PIECE, max(map(len, literals)))
     return {
         literal[at : at + length] for literal in literals for at in range(len(literal) - length + 1) if length

@@ -76,6 +76,8 @@ def test_a_path_that_leads_out_is_refused(opener: Opener, top: int, path: str) -
 def test_a_symbolic_link_is_refused_wherever_it_is_and_leads_to(opener: Opener, top: int, path: str) -> None:
     assert error_of(opener, top, path) == errno.ELOOP
     assert error_of(opener, top, path, os.O_PATH) == errno.ELOOP
+    assert error_of(opener, top, path, os.O_RDONLY) == errno.ELOOP
+    assert error_of(opener, top, path, os.O_RDONLY | os.O_DIRECTORY) == errno.ELOOP
 
 
 def test_a_link_itself_can_be_pinned(opener: Opener, top: int) -> None:

@@ -41,6 +41,12 @@ def test_a_long_list_of_names_is_searched_the_other_way_with_the_same_result(
     assert more.first(Names([*any_of, *padding])) == few.first(Names([*any_of, *padding]))
 
 
+def test_the_order_of_the_patterns_counts_and_not_that_of_the_names() -> None:
+    assert PatternIndex(["b", "a"]).first(Names(["a", "b"])) == 0
+    assert PatternIndex(["b*", "a"]).first(Names(["a", "b"])) == 0
+    assert PatternIndex(["b", "a*"]).first(Names(["a", "b"])) == 0
+
+
 def test_case_matters_and_a_pattern_matches_the_whole_name() -> None:
     index = PatternIndex(["Java*", "*.jar"])
     assert index.first(Names(["java"])) is None
