@@ -162,7 +162,9 @@ def test_a_directory_that_is_swapped_for_a_link_never_leads_out(
     swapper.start()
     seen: set[bytes | int] = set()
     try:
-        for _ in range(3000):
+        for turn in range(1_000_000):
+            if turn > 3000 and {b"inside", errno.ELOOP} <= seen:
+                break
             try:
                 seen.add(content(opener, top, "a/file"))
             except OSError as error:
@@ -171,4 +173,4 @@ def test_a_directory_that_is_swapped_for_a_link_never_leads_out(
         done.set()
         swapper.join()
     assert seen <= {b"inside", errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EAGAIN}
-    assert b"inside" in seen
+    assert {b"inside", errno.ELOOP} <= seen
