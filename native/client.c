@@ -191,6 +191,7 @@ static void handle_signals(void (*handler)(int), int how) {
 		sigaddset(&held, ends[i]);
 		signal(ends[i], ends[i] == SIGCHLD ? SIG_DFL : handler);
 	}
+	signal(SIGPIPE, handler == SIG_DFL ? SIG_DFL : SIG_IGN);
 	sigprocmask(how, &held, NULL);
 }
 
@@ -343,7 +344,7 @@ static enum step read_some(struct answer *answer) {
  * is all there is, and tells whether the action is its or ours. */
 static _Noreturn void give_up(struct answer *answer, const char *why) {
 	shutdown(answer->fd, SHUT_RD);
-	while (read_some(answer) == MORE && errno != EAGAIN) continue;
+	while (!answer->taken && read_some(answer) == MORE && errno != EAGAIN) continue;
 	if (answer->taken) lost(why);
 	if (answer->signal) _exit(128 + answer->signal);
 	do_without(why);
@@ -359,8 +360,7 @@ static void cancel(struct answer *answer) {
 }
 
 static _Noreturn void wait_for_outcome(struct answer *answer) {
-	sigset_t none;
-	sigemptyset(&none);
+	const sigset_t none = {0};
 	for (int64_t silent_since = now_ms();;) {
 		if (last_signal) cancel(answer);
 		int64_t now = now_ms(), until = silent_since + policy.silence_s * 1000LL;

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from wrapper.action import ActionRules, OneShot, WorkerCall, classify, is_warm
@@ -44,6 +45,8 @@ from wrapper.runtime.spawn import resolve_program
 from wrapper.tool_records import ToolRecord, ToolRecords
 from wrapper.work_roots import ActionPlace, WorkRoots
 from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
+
+_OF_ONE_ACTION = {"PWD", "OLDPWD"}
 
 _log = logging.getLogger(__name__)
 
@@ -268,7 +271,7 @@ def _worker_key(pool: PoolConfig, place: ActionPlace, request: ActionRequest, ca
     )
     if own is not None:
         return own
-    env = {**dict(request.env), **pool.env}
+    env = {**dict(_constant(request.env, place)), **pool.env}
     program = call.startup[0]
     if pool.runtime == "process" and "/" not in program:
         try:
@@ -288,6 +291,11 @@ def _worker_key(pool: PoolConfig, place: ActionPlace, request: ActionRequest, ca
         working_directory=place.working_directory,
         tool=tool_identity(place.cwd_fd, argv),
     )
+
+
+def _constant(env: Iterable[tuple[str, str]], place: ActionPlace) -> Iterable[tuple[str, str]]:
+    """An action's environment without what is another one for every action: what names its directory."""
+    return ((n, v) for n, v in env if n not in _OF_ONE_ACTION and place.directory not in v)
 
 
 def _with_protocol(key: WorkerKey, protocol: str) -> WorkerKey:

@@ -78,7 +78,7 @@ class Client:
         self.timeout_ms = timeout_ms if timeout_ms <= MAX_TIMEOUT_MS else 0
         self.action_dir = -1
         self.socket = None
-        self.taken = False
+        self.taken = self.is_over = False
         self.data = b""
         self.signals = []
         self.wakeup = -1
@@ -290,7 +290,7 @@ class Client:
         if kind == b"D" and payload and self.taken:
             put(payload)
             return MORE
-        if kind == b"E" and len(payload) == 4 and self.taken:
+        if kind == b"E" and len(payload) == 4 and self.taken and not self.is_over:
             code = int.from_bytes(payload, "little")
             _exit(1 if code and not code & 0xFF else code & 0xFF)
         if kind == b"O":
@@ -343,7 +343,8 @@ class Client:
             self.socket.shutdown(_socket.SHUT_RD)
         except OSError:
             pass
-        while self.read_some() == (MORE, True):
+        self.is_over = True
+        while not self.taken and self.read_some() == (MORE, True):
             pass
         if self.taken:
             self.lost(why)

@@ -20,6 +20,17 @@ from wrapper.pool.worker_key import WorkerKey
 from wrapper.runtimes import state_dir_of
 from wrapper.work_roots import WorkRoot, WorkRoots
 
+_CAPABILITIES = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_FOWNER": 3,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_LEASE": 28,
+}
+"""linux/capability.h"""
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -76,8 +87,22 @@ def _pool_for_actions(pool: PoolConfig, work_root: str) -> PoolConfig:
             f"pool {pool.name}: its workers would run as root, and could overwrite inputs, which are hard "
             "links to blobs of the CAS: set isolation.run_as_user to a user that owns nothing there"
         )
+    if pool.runtime == "process" and pool.isolation.run_as_user not in (None, os.geteuid()):
+        missing = missing_capabilities()
+        if missing:
+            raise ConfigError(
+                f"pool {pool.name}: its workers are another user's than the daemon, which lacks for that: "
+                f"{', '.join(missing)}. Run it as root, or give it these (deploy/systemd/ does)"
+            )
     execroot = pool.execroot.model_copy(update={"work_root": pool.execroot.work_root or work_root})
     return pool.model_copy(update={"execroot": execroot})
+
+
+def missing_capabilities() -> list[str]:
+    """Of those that a daemon needs whose workers are somebody else, the ones that we do not have."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
 
 
 def _bases(config: Config) -> dict[str, str]:

@@ -40,6 +40,8 @@ class ActionPlace:
     working_directory: str
     identity: tuple[int, int]
     """(device, inode) of `fd`."""
+    directory: str
+    """The operation's: `<work root>/<operation>`."""
 
     def close(self) -> None:
         """Idempotent."""
@@ -98,7 +100,8 @@ def _open(root: WorkRoot, components: list[str], identity: tuple[int, int]) -> A
         info = os.fstat(cwd_fd)
         if (info.st_dev, info.st_ino) == identity:
             top = os.fstat(fd) if below else info
-            place = ActionPlace(root, fd, cwd_fd, below, (top.st_dev, top.st_ino))
+            identity, directory = (top.st_dev, top.st_ino), f"{root.path}/{components[0]}"
+            place = ActionPlace(root, fd, cwd_fd, below, identity, directory)
             fd = cwd_fd = -1
             return place
     except OSError:

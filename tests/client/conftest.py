@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,10 @@ class Host:
                 str(folder / "bin"), policy_text(str(self.socket), [str(self.work_root)]), python=python
             )
         )
+        with self.program.open("rb") as file:
+            assert file.read(4) == (
+                b"#!/" + os.path.realpath(sys.executable).encode()[1:2] if python else b"\x7fELF"
+            )
         self.policy = folder / "bin" / "nativelink_worker_entrypoint.conf"
         self.side_channel = self.action_dir / NAME
 
