@@ -55,6 +55,8 @@ class Terms:
     """Called when a worker has been found, before the action's files are touched. False: leave them."""
     timeout_s: float | None = None
     """From when the worker gets the request; then its worker is stopped. None: for ever."""
+    answered: Callable[[WorkResponse], None] = lambda _response: None
+    """Called with the worker's response as soon as the files are back, before anybody who awaits it runs."""
     is_trial: bool = False
     """Nobody knows yet whether the tool is a worker. If it is none, the tree goes back as it was."""
 
@@ -223,6 +225,8 @@ class Action:
             problem = self._give_back()
             answer = answer if problem is None else problem
         try:
+            if isinstance(answer, WorkResponse):
+                self._terms.answered(answer)
             self._end(answer)
         finally:
             lease.release()

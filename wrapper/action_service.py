@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from wrapper.action import ActionRules, OneShot, WorkerCall, classify, is_warm
@@ -80,8 +80,8 @@ class ActionService:
         self.records = ToolRecords()
         self._pool = pool
         self._digests = InputDigests()
-        self._in_use: set[tuple[int, int]] = set()
-        """The directories of the actions that are being served."""
+        self._in_use: dict[tuple[int, int], ActionPlace] = {}
+        """The directories of the actions that are being served, and whose they are."""
         self._now = precise_clock()
 
     async def serve(self, request: ActionRequest, cwd_fd: int, client: Client) -> None:
@@ -113,13 +113,18 @@ class ActionService:
         try:
             if place.identity in self._in_use:
                 raise RequestRefused("another request for the same action's directory is being served")
-            self._in_use.add(place.identity)
+            self._in_use[place.identity] = place
             try:
                 await self._serve_at(place, rules, request, client)
             finally:
-                self._in_use.discard(place.identity)
+                self._give_back(place)
         finally:
             place.close()
+
+    def _give_back(self, place: ActionPlace) -> None:
+        """The action's directory is not ours any more: before the client is told, who may come again."""
+        if self._in_use.get(place.identity) is place:
+            del self._in_use[place.identity]
 
     async def _serve_at(
         self, place: ActionPlace, rules: Rules, request: ActionRequest, client: Client
@@ -154,6 +159,7 @@ class ActionService:
         if not record.breaker.allows(self._now()):
             raise _Refused(f"workers of {key.label} are not used for now: {record.breaker.reason}")
         attempt = _Attempt(self._pool, record, place, request, client, rules.actions.max_timeout_s)
+        told = False
         try:
             try:
                 texts = expand(call.arguments, place.fd, place.working_directory)
@@ -166,11 +172,21 @@ class ActionService:
                 if key.tool:
                     await self._pool.plant_seed(one, place.fd)
                 work = WorkRequest.of(arguments=arguments, inputs=inputs)
-                outcome = await attempt.run(one, work)
+
+                def answered(response: WorkResponse, protocol: str = protocol) -> None:
+                    nonlocal told
+                    told = True
+                    record.answered(protocol)
+                    self._give_back(place)
+                    self._tell(client, record, call, inputs, response)
+
+                outcome = await attempt.run(one, work, answered)
+                if told:
+                    return
                 if isinstance(outcome, NotAWorker):
                     record.is_no_worker(protocol, self._now(), outcome.message, asked=asked)
                     continue
-                self._settle(record, protocol, outcome)
+                self._settle(record, outcome)
                 self._tell(client, record, call, inputs, outcome)
                 return
         finally:
@@ -185,11 +201,9 @@ class ActionService:
             return [(os.fsencode(path), digest) for path, digest in found]
         return []
 
-    def _settle(self, record: ToolRecord, protocol: str, outcome: WorkResponse | WrapperError) -> None:
+    def _settle(self, record: ToolRecord, outcome: WorkResponse | WrapperError) -> None:
         """Remember what the outcome says of the tool."""
-        if isinstance(outcome, WorkResponse):
-            record.answered(protocol)
-        elif isinstance(outcome, WorkerLost | ActionTimedOut):
+        if isinstance(outcome, WorkerLost | ActionTimedOut):
             record.breaker.failed(self._now(), outcome.message)
 
     def _tell(
@@ -244,9 +258,11 @@ class _Attempt:
         self._is_taken = False
         self._has_worker = False
 
-    async def run(self, key: WorkerKey, work: WorkRequest) -> WorkResponse | WrapperError:
+    async def run(
+        self, key: WorkerKey, work: WorkRequest, answered: Callable[[WorkResponse], None]
+    ) -> WorkResponse | WrapperError:
         is_trial = self._record.speaks != key.protocol
-        terms = Terms(taken=self._take, timeout_s=self._timeout_s, is_trial=is_trial)
+        terms = Terms(taken=self._take, timeout_s=self._timeout_s, answered=answered, is_trial=is_trial)
         self._has_worker = False
         try:
             return await run_action(self._pool, key, work, directory_fd=self._place.fd, terms=terms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 import time
@@ -44,6 +45,10 @@ def serve(args: Sequence[str], parser_class: Callable[..., argparse.ArgumentPars
     from wrapper.daemon import serve as run_daemon
     from wrapper.event_loop import run
 
+    # What is loaded now stays; what an action leaves behind has no cycles, and is looked at seldom.
+    gc.enable()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     return run(run_daemon(given.config, given.socket, log_dir=given.log_dir))
 
 

@@ -33,7 +33,8 @@ HEARTBEAT_S = 10.0
 DRAIN_S = 30.0
 """How long a client may take to read its action's output."""
 _BACKLOG = 1024
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
+"""Above 128 KiB each read would map and unmap its buffer."""
 _UCRED = struct.Struct("3i")
 _ACCEPT_AGAIN_S = 0.1
 
@@ -105,17 +106,16 @@ class ClientListener:
     def _acceptable(self) -> None:
         if self._socket is None:
             return
-        for _ in range(64):
-            try:
-                connected, _ = self._socket.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as error:  # out of descriptors: those that are open will end
-                _log.error("cannot accept a connection: %s", error)
-                self._loop.remove_reader(self._socket.fileno())
-                self._loop.call_later(_ACCEPT_AGAIN_S, self._accept_again)
-                return
-            self._accepted(connected)
+        try:
+            connected, _ = self._socket.accept()  # one a turn: to ask for more costs more than the turn
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return
+        except OSError as error:  # out of descriptors: those that are open will end
+            _log.error("cannot accept a connection: %s", error)
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.call_later(_ACCEPT_AGAIN_S, self._accept_again)
+            return
+        self._accepted(connected)
 
     def _accept_again(self) -> None:
         if self._socket is not None:
@@ -161,6 +161,7 @@ class _Connection:
         self._timer: asyncio.TimerHandle | None = None
         self._unsent = b""
         self._is_writing = False
+        self._is_listening = False
         self._is_gone = False
         """It has closed its end, or what it says makes no sense."""
         self._is_told = False
@@ -169,9 +170,20 @@ class _Connection:
     # ---- its request -----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self._timer = self._loop.call_later(REQUEST_TIMEOUT_S, self._too_slow)
-        self._loop.add_reader(self._socket.fileno(), self._readable)
         self._readable()  # most often it is all there
+        if self.closed.done():
+            return
+        if self._task is None:
+            self._timer = self._loop.call_later(REQUEST_TIMEOUT_S, self._too_slow)
+            self._listen()
+        else:
+            self._loop.call_soon(self._loop.call_soon, self._listen)  # when the action is on its way
+
+    def _listen(self) -> None:
+        """From now on its end is seen."""
+        if not self.closed.done() and not self._is_gone:
+            self._loop.add_reader(self._socket.fileno(), self._readable)
+            self._is_listening = True
 
     def _readable(self) -> None:
         try:
@@ -234,6 +246,7 @@ class _Connection:
     def _gone(self) -> None:
         """It wants the action to be cancelled, and may still be there to hear that it was."""
         self._loop.remove_reader(self._socket.fileno())
+        self._is_listening = False
         self.cancel("the client has cancelled it")
 
     def cancel(self, _why: str) -> None:
@@ -263,8 +276,10 @@ class _Connection:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._loop.remove_reader(self._socket.fileno())
-        self._loop.remove_writer(self._socket.fileno())
+        if self._is_listening:
+            self._loop.remove_reader(self._socket.fileno())
+        if self._is_writing:
+            self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
         if self._cwd_fd >= 0:
             os.close(self._cwd_fd)

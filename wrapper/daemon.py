@@ -65,7 +65,9 @@ class Daemon:
         self._reloading: asyncio.Task[dict[str, Any]] | None = None
         self.events = EventBus()
         self.events.subscribe(log_events)
-        self._runtimes: dict[str, Runtime] = runtimes_of(self._serving.config, log_dir=log_dir)
+        self._runtimes: dict[str, Runtime] = runtimes_of(
+            self._serving.config, log_dir=log_dir, survives_kills=True
+        )
         self._pool = WorkerPool(
             self._serving.settings,
             self._runtimes,
@@ -170,7 +172,7 @@ class Daemon:
         try:
             new = serving_of(load_config(self._config_path))
             changed = new.changed_since(self._serving)
-            runtimes = runtimes_of(new.config, log_dir=self._log_dir)
+            runtimes = runtimes_of(new.config, log_dir=self._log_dir, survives_kills=True)
             before = {pool.name: pool for pool in self._serving.config.pools}
             for pool in new.config.pools:
                 # The runtime of a pool that did not change has its workers; plain processes have one for all.

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 
 def state_dir_of(configured: str | None) -> str:
-    """The folder for sockets and temporary files of workers in containers."""
+    """The folder for sockets and temporary files of workers; by default one of this user's."""
     if configured is not None:
         return configured
-    from wrapper.runtime.cri_container import default_state_dir
-
-    return default_state_dir()
+    if os.geteuid() == 0:
+        return "/run/nativelink_worker_wrapper"
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    return os.path.join(runtime_dir, "nativelink_worker_wrapper")
 
 
 def isolation_of(pool: PoolConfig) -> Isolation:
@@ -100,13 +101,22 @@ def runtime_of(
     return CriRuntime(settings, log_dir=log_dir, forward_stderr_to=forward_stderr_to)
 
 
-def runtimes_of(config: Config, *, log_dir: str | None = None) -> dict[str, Runtime]:
-    """The runtime of each pool, by its name."""
+def runtimes_of(
+    config: Config, *, log_dir: str | None = None, survives_kills: bool = False
+) -> dict[str, Runtime]:
+    """The runtime of each pool, by its name.
+
+    `survives_kills`: plain processes too are found by the next of us, if we are killed.
+    """
     runtimes: dict[str, Runtime] = {}
     processes: Runtime | None = None  # one for all pools: it finds stray children by their tags
     for pool in config.pools:
         if pool.runtime == "process":
-            processes = processes or runtime_of(pool, config.state_dir, log_dir=log_dir)
+            if processes is None:
+                from wrapper.runtime.local_process import LocalProcessRuntime
+
+                folder = os.path.join(state_dir_of(config.state_dir), "processes") if survives_kills else None
+                processes = LocalProcessRuntime(log_dir=log_dir, generations=folder)
             runtimes[pool.name] = processes
         else:
             runtimes[pool.name] = runtime_of(pool, config.state_dir, log_dir=log_dir)

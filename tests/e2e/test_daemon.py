@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -38,6 +39,16 @@ def own_tool(node: Node, *flags: str) -> list[str]:
 
 
 TOOL = "echo_worker.py"
+
+
+def processes_below(folder: Path) -> list[str]:
+    """Pids of those whose temporary directory is there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"{folder}/".encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
 
 
 def test_an_action_is_served_by_the_pools_own_command(node: Node) -> None:
@@ -329,9 +340,11 @@ def test_after_a_kill_the_next_daemon_takes_over_and_removes_what_was_left(node:
     document = node.document(echo_pool(node))
 
     async def hang(daemon: Daemon) -> None:
-        cwd = node.action({"flags": "--hang\n"})
+        cwd = node.action({"flags": "--sleep-ms=60000\n"})
         client = await PlainClient.ask(daemon.socket, request_of(TOOL, "@flags"), str(cwd))
         assert await client.frame() == (FRAMES.TAKEN, b"")
+        await eventually_true(lambda: not list(cwd.iterdir()))
+        await asyncio.sleep(0.2)  # the request follows, which nothing outside shows
         assert daemon.process is not None
         daemon.process.kill()
         daemon.process.wait(30)
@@ -344,9 +357,14 @@ def test_after_a_kill_the_next_daemon_takes_over_and_removes_what_was_left(node:
     first = Daemon(node, document).start().wait_ready()
     run_async(hang(first))
     assert node.leftovers()
+    (dead,) = (node.folder / "state" / "processes").iterdir()
+    assert processes_below(dead), "the worker hangs, and does not see the end of its input"
     with Daemon(node, document) as second:
         run_async(serve(second))
         assert len(node.leftovers()) == 1
+        assert not dead.exists()
+        assert processes_below(dead) == []
+    assert list((node.folder / "state" / "processes").iterdir()) == []
 
 
 def test_a_second_daemon_on_the_socket_says_so_and_ends(node: Node) -> None:

@@ -59,6 +59,9 @@ class Outputs:
         self._execroot = [part for part in execroot.split("/") if part]
         self._discard = discard
         self._delivery = delivery
+        self.tops: list[list[str]] = []
+        """Names in each level: it is locked, so that there are no others; what is no output is gone."""
+        self._listed: list[str] = []
         self._path: list[str] = []
 
     def collect(self, top: int, path: list[str], staged: Directory, kept: str | None) -> None:
@@ -66,6 +69,7 @@ class Outputs:
         self._path = list(path)
         descent = Descent(top)
         todo = [self._changed(top, staged, kept)]
+        self.tops.append(self._listed)
         try:
             while todo:
                 for name, known in todo[-1]:
@@ -119,6 +123,7 @@ class Outputs:
                 for entry in listing
                 if entry.name != kept
             ]
+        self._listed = [name for name, _, _ in entries]
         names = None if known is None else known.names
         directories = {} if known is None else {below.name: below for below in known.below}
         found: list[tuple[str, Directory | None]] = []

@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 
 from wrapper.errors import RuntimeUnavailable
-from wrapper.execroot.handover import Ids, file_system_clock_ns
+from wrapper.execroot.handover import Ids, file_system_clock_ns, has_entries
 from wrapper.execroot.seed import SeedTree, WorkersSeed
 from wrapper.files import DIRECTORY, remove_entry, remove_tree
 
@@ -117,6 +117,10 @@ class OwnDirectory:
             if self._seed is not None:
                 self._seed.park([level.fd for level in self.levels])
             for level in self.levels:
+                is_empty = not has_entries(level.fd)  # as it is most often: less than half of a listing
+                os.lseek(level.fd, 0, os.SEEK_SET)  # where a listing begins
+                if is_empty:
+                    continue
                 for name in os.listdir(level.fd):
                     if name != level.kept:
                         remove_entry(level.fd, name)

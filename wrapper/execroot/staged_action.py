@@ -181,8 +181,9 @@ class StagedAction:
         try:
             own.lock()
             if self._strategy is Strategy.RENAME:
-                collected = self._sort_out(Outputs(self._handover, own.seen_as, discard=discard))
-                self._move_out()
+                outputs = Outputs(self._handover, own.seen_as, discard=discard)
+                collected = self._sort_out(outputs)
+                self._move_out(outputs.tops)
             else:
                 collected = Collected() if discard else self._carry_out()
                 own.empty()
@@ -208,11 +209,13 @@ class StagedAction:
             outputs.collect(level.fd, level.path, top, level.kept)
         return outputs.collected
 
-    def _move_out(self) -> None:
-        for number, level in enumerate(self._own.levels):
-            for name in os.listdir(level.fd):
-                if name != level.kept:
+    def _move_out(self, tops: list[list[str]]) -> None:
+        for number, (level, names) in enumerate(zip(self._own.levels, tops, strict=True)):
+            for name in names:
+                try:
                     os.rename(name, name, src_dir_fd=level.fd, dst_dir_fd=self._action_fd(number))
+                except FileNotFoundError:
+                    pass  # a socket or the like, which was removed
 
     def _action_fd(self, number: int) -> int:
         """The action's directory of this level, made now if the action came without it."""

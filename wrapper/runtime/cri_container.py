@@ -14,7 +14,6 @@ import itertools
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from wrapper.errors import RuntimeUnavailable, WorkerStartFailed, WrapperError
@@ -414,12 +413,3 @@ class _Birth:
                 f"asked: {'; '.join(ignored)}. Mend the engine, or switch that off by its name, knowing what "
                 "it means"
             )
-
-
-def default_state_dir() -> str:
-    """Where a process of this user keeps its workers' sockets."""
-    if os.geteuid() == 0:
-        return "/run/nativelink_worker_wrapper"
-    return str(
-        Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", "nativelink_worker_wrapper")
-    )

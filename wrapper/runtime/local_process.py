@@ -16,6 +16,7 @@ import itertools
 import logging
 import os
 import signal
+from typing import TYPE_CHECKING
 
 from wrapper.clock import monotonic_s
 from wrapper.errors import RuntimeUnavailable
@@ -38,6 +39,9 @@ from wrapper.runtime.stderr_log import StderrForward, StderrLogs
 from wrapper.runtime.stderr_reader import StderrReader
 from wrapper.runtime.worker_gc import WorkerGc
 
+if TYPE_CHECKING:
+    from wrapper.runtime.process_generations import ProcessGenerations
+
 _CLEAN_ATTEMPTS = 5
 
 _log = logging.getLogger(__name__)
@@ -49,7 +53,8 @@ class LocalProcessRuntime:
     `log_dir`: where the workers' stderr goes, one rotating file for each WorkerSpec.name; None:
     only the bounded tail in memory is kept. `forward_stderr_to`: a descriptor that the workers' stderr is
     passed on to, without ever waiting for its reader. `tmp_base`: where the private temporary directories
-    are made; None: the system's place for them.
+    are made; None: the system's place for them. `generations`: a folder for them from which the next of us
+    removes them, and whoever works there, should we be killed.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class LocalProcessRuntime:
         log_dir: str | None = None,
         forward_stderr_to: int | None = None,
         tmp_base: str | None = None,
+        generations: str | None = None,
     ) -> None:
         self.own_children: set[int] = set()
         """Pids that this runtime has started and not reaped."""
@@ -66,6 +72,11 @@ class LocalProcessRuntime:
         self.cursor = linux.PidCursor()
         self._tmp_base = tmp_base
         self._base: str | None = None
+        self._generations: ProcessGenerations | None = None
+        if generations is not None:
+            from wrapper.runtime.process_generations import ProcessGenerations  # not in worker mode
+
+            self._generations = ProcessGenerations(generations)
         self._was_subreaper: bool | None = None
         self._serials = itertools.count(1)
         self._warned_of_tag = False
@@ -74,7 +85,9 @@ class LocalProcessRuntime:
         return f"<LocalProcessRuntime children={len(self.own_children)}>"
 
     async def prepare(self) -> None:
-        """See Runtime. Workers of a process that died have read the end of their input."""
+        """See Runtime."""
+        if self._generations is not None:
+            await self._generations.remove_dead()
 
     async def start(self, spec: WorkerSpec) -> LocalWorker:
         """See Runtime. Never awaits, so a cancelled start has either not begun or is complete."""
@@ -91,7 +104,9 @@ class LocalProcessRuntime:
                 self._was_subreaper = linux.set_child_subreaper(True)
             if self._base is None:
                 # `tempfile` would do the same after 10 ms of imports.
-                parent = self._tmp_base or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - 0700, unguessable
+                parent = self._tmp_base or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - unguessable
+                if self._generations is not None:
+                    parent = self._generations.path()
                 base = os.path.join(parent, f"nlww-{os.urandom(8).hex()}")
                 os.mkdir(base, 0o711)  # to be entered by workers of other users, if they know what is in it
                 self._base = base
@@ -116,6 +131,8 @@ class LocalProcessRuntime:
         base, self._base = self._base, None
         if base is not None:
             remove_tree(base)
+        if self._generations is not None:
+            self._generations.close()
         if self._was_subreaper is False:
             linux.set_child_subreaper(False)
         self._was_subreaper = None

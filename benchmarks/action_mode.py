@@ -1,0 +1,181 @@
+"""What an action costs in action mode, and the per-action client alone, beside `/bin/true`.
+
+A node as NativeLink makes it (tests/node/), a real daemon, and a worker in C that answers at once. In one
+run, alternately: `/bin/true` as the action, with nothing in front of it; the client in front of an action on
+an idle warm worker, with 10 and with 1,001 inputs; the client in front of `/bin/true` without a key. Then
+actions four at once. With hyperfine, where it is installed, the client's whole process beside that of
+`/bin/true`. As root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.node.node import NodeAction  # noqa: E402
+from tests.node.warm_node import KEY, WarmNode  # noqa: E402
+
+FILES = {"10 inputs": (10, 2), "1,001 inputs": (1001, 100)}
+"""Of each tree: files and directories."""
+
+
+def inputs_of(files: int, directories: int) -> dict[str, bytes]:
+    """A flagfile and sources, in packages below five topmost directories."""
+    places = [f"top{number % 5}/package{number}" for number in range(directories)]
+    sources = {
+        f"{places[number % directories]}/Source{number}.java": b"class A%d {}" % number
+        for number in range(files - 1)
+    }
+    return {"flags": b"one\ntwo\n", **sources}
+
+
+def compiled_worker(folder: Path) -> str:
+    program = folder / "tools" / "echo_worker"
+    source = ROOT / "benchmarks" / "echo_worker.c"
+    subprocess.run(["cc", "-O2", "-o", program, source], check=True)
+    return str(program)
+
+
+def exec_phase_s(warm: WarmNode, action: NodeAction, *, plain: bool) -> float:
+    """From the start of the action's process to its end, without preparing and deleting its directory."""
+    node = warm.plain if plain else warm.node
+    directory = node.prepare(action)
+    try:
+        begin = time.perf_counter()
+        process = node.spawn(action, directory, str(directory / ("a" * 32)))
+        process.communicate()
+        seconds = time.perf_counter() - begin
+        if process.returncode != 0:
+            raise SystemExit(f"the action failed with {process.returncode}")
+        return seconds
+    finally:
+        node.delete(directory)
+
+
+def latencies(warm: WarmNode, worker: str, rounds: int) -> dict[str, Any]:
+    actions = {
+        "/bin/true": (NodeAction(["/bin/true"], inputs_of(10, 2)), True),
+        "client, no key": (NodeAction(["/bin/true"], inputs_of(10, 2)), False),
+    }
+    for name, (files, directories) in FILES.items():
+        action = NodeAction([worker, "@flags"], inputs_of(files, directories), properties=KEY)
+        actions[name] = (action, False)
+    taken: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(rounds + 3):
+        for name, (action, plain) in actions.items():
+            seconds = exec_phase_s(warm, action, plain=plain)
+            if number >= 3:
+                taken[name].append(seconds)
+    return {name: statistics.median(times) * 1000 for name, times in taken.items()}
+
+
+def throughput(warm: WarmNode, worker: str, count: int, at_once: int) -> float:
+    """Actions a second, whole ones: with their directories made and deleted."""
+    action = NodeAction([worker, "@flags"], inputs_of(10, 2), properties=KEY)
+
+    def one(_number: int) -> None:
+        result = warm.node.run(action)
+        if result.exit_code != 0:
+            raise SystemExit(f"an action failed: {result}")
+
+    with ThreadPoolExecutor(at_once) as threads:
+        list(threads.map(one, range(50)))
+        begin = time.perf_counter()
+        list(threads.map(one, range(count)))
+        return count / (time.perf_counter() - begin)
+
+
+def client_alone(warm: WarmNode, worker: str, runs: int, *, python: bool) -> dict[str, float]:
+    """Median wall time of the whole process, by hyperfine, over `/bin/true`'s."""
+    directory = warm.node.prepare(NodeAction([], inputs_of(10, 2)))
+    file = warm.folder / "hyperfine.json"
+    cwd = directory / "work"
+    try:
+        (cwd / "noargs").write_text("")
+        env = {"PATH": os.environ["PATH"], "NL_WORKER_KEY": "key", "NL_ACTION_DIR": str(directory)}
+        command = f"{warm.client} {worker} @flags"
+        options = ["-N", "--warmup", "20", "--runs", str(runs), "--export-json", str(file)]
+        subprocess.run(
+            ["hyperfine", *options, "-n", "true", "/bin/true", "-n", "client", command],
+            cwd=cwd,
+            env=env,
+            check=True,
+            capture_output=True,
+        )
+        results = {one["command"]: one["median"] * 1000 for one in json.loads(file.read_text())["results"]}
+        results["ratio"] = results["client"] / results["true"]
+        if not python:
+            results["resident_kb"] = peak_resident_kb([warm.client, worker, "@flags"], cwd, env)
+        return results
+    finally:
+        warm.node.delete(directory)
+
+
+def peak_resident_kb(argv: list[str], cwd: Path, env: dict[str, str]) -> float:
+    """Of one client: what wait4 says."""
+    process = subprocess.Popen(argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A fork of ours would count its copy of us: read the peak of the program itself while it is one.
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    return float(usage.ru_maxrss)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=300, help="of each latency (default 300)")
+    parser.add_argument("--actions", type=int, default=2000, help="for the throughput (default 2000)")
+    parser.add_argument("--json", metavar="FILE", help="keep the figures")
+    given = parser.parse_args()
+    if os.geteuid() != 0:
+        raise SystemExit("as root: the workers are another user's, as in production")
+    figures: dict[str, Any] = {}
+    pool = {"min_warm_workers": 4, "max_workers": 4, "tools": [{"pattern": "echo_worker"}]}
+    for python in (False, True):
+        warm = WarmNode(pool, python_client=python)
+        worker = compiled_worker(warm.folder)
+        warm.document["pools"][0]["worker_command"] = [worker, "--persistent_worker"]  # type: ignore[index]
+        warm.daemon.configure(warm.document)
+        with warm:
+            name = "python" if python else "native"
+            if shutil.which("hyperfine") is not None:
+                figures[f"client, {name}"] = client_alone(warm, worker, given.rounds, python=python)
+            if not python:
+                figures["latency, ms"] = latencies(warm, worker, given.rounds)
+                figures["actions a second, 4 at once"] = throughput(warm, worker, given.actions, 4)
+    show(figures)
+    if given.json:
+        Path(given.json).write_text(json.dumps(figures, indent=2))
+    return 0
+
+
+def show(figures: dict[str, Any]) -> None:
+    for name in ("client, native", "client, python"):
+        if name in figures:
+            one = figures[name]
+            size = f", peak resident {one['resident_kb']:.0f} KB" if "resident_kb" in one else ""
+            print(
+                beside = f"{one['ratio']:.2f} times /bin/true ({one['true']:.2f} ms)"
+                print(f"{name}: {one['client']:.2f} ms, {beside}{size}")
+            )
+    latency = figures["latency, ms"]
+    floor = latency["/bin/true"]
+    print(f"{'an action, p50':<22} {'ms':>7} {'over /bin/true':>15}")
+    for name, milliseconds in latency.items():
+        print(f"{name:<22} {milliseconds:7.2f} {milliseconds - floor:+15.2f}")
+    print(f"actions a second, 4 at once: {figures['actions a second, 4 at once']:.0f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
