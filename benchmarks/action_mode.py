@@ -165,10 +165,8 @@ def show(figures: dict[str, Any]) -> None:
         if name in figures:
             one = figures[name]
             size = f", peak resident {one['resident_kb']:.0f} KB" if "resident_kb" in one else ""
-            print(
-                beside = f"{one['ratio']:.2f} times /bin/true ({one['true']:.2f} ms)"
-                print(f"{name}: {one['client']:.2f} ms, {beside}{size}")
-            )
+            beside = f"{one['ratio']:.2f} times /bin/true ({one['true']:.2f} ms)"
+            print(f"{name}: {one['client']:.2f} ms, {beside}{size}")
     latency = figures["latency, ms"]
     floor = latency["/bin/true"]
     print(f"{'an action, p50':<22} {'ms':>7} {'over /bin/true':>15}")

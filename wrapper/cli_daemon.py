@@ -36,12 +36,10 @@ def serve(args: Sequence[str], parser_class: Callable[..., argparse.ArgumentPars
     parser.add_argument("--log-dir", metavar="DIR", help="keep the workers' stderr there, in rotating files")
     parser.add_argument("--verbose", action="store_true", help="log every worker's start and end")
     given = parser.parse_args(args)
-    logging.basicConfig(
-        level=logging.DEBUG if given.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    if given.verbose:
+        logging.getLogger(PROGRAM).setLevel(logging.DEBUG)
     from wrapper.daemon import serve as run_daemon
     from wrapper.event_loop import run
 

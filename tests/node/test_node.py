@@ -88,7 +88,7 @@ def test_each_action_has_a_new_directory_with_its_inputs_and_the_parents_of_its_
     first, second = node.run(action), node.run(action)
     assert first.stdout.splitlines()[1:] == [b".", b"./in", b"./in/a", b"./in/l", b"./out", b"./out/x"]
     assert first.stdout.splitlines()[0] != second.stdout.splitlines()[0]
-    assert first.stdout.splitlines()[0].decode().endswith("/work")
+    assert Path(first.stdout.splitlines()[0].decode()).name == "work"
     assert list(node.work_directory.iterdir()) == []
 
 
@@ -109,7 +109,7 @@ def test_a_write_to_an_input_by_root_damages_the_store(folder: Path) -> None:
 def test_the_working_directory_is_below_the_actions(folder: Path) -> None:
     node = node_of(folder, EXEC)
     result = node.run(shell("pwd; echo x > out/f", working_directory="a/b", outputs=["out/f"]))
-    assert result.stdout.decode().strip().endswith("/work/a/b")
+    assert Path(result.stdout.decode().strip()).parts[-3:] == ("work", "a", "b")
     assert result.outputs == {"out/f": b"x\n"}
 
 
@@ -202,7 +202,7 @@ def test_a_foreign_directory_sticks_and_a_foreign_output_is_an_error_unless_the_
     node = node_of(folder, f'"$@"; while [ ! -e {marker} ]; do sleep 0.02; done', owner=OWNER)
 
     def interfere() -> None:
-        while not (found := list(node.work_directory.glob("*/work/out"))):
+        while not (found := list(node.work_directory.glob("*/*/out"))):
             time.sleep(0.01)
         (found[0] / "made").mkdir()
         (found[0] / "f").write_text("somebody else's")
