@@ -1,8 +1,8 @@
 """Compiles native/*.c into wrapper/native/ of what is built: a wheel, or this tree (an editable install).
 
 All else about the package is in pyproject.toml. Without a C compiler, or a C library to link statically, the
-package is built all the same: only workers in containers need these programs. The reason is then left in the
-program's place, and `wrapper.runtime.native` tells it.
+package is built all the same: only workers in containers need the shim, and the per-action client is there in
+Python too. The reason is then left in the program's place, and `wrapper.runtime.native` tells it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 WITHOUT = {
-    "client": "actions start a Python interpreter in its place, which takes ten times as long",
+    "client": "the per-action client is the slower one in Python",
     "shim": "workers cannot run in containers",
 }
 FLAGS = ["-static", "-O2", "-std=c11", "-Wall", "-Wextra", "-Werror"]

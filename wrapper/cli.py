@@ -57,6 +57,9 @@ examples:
   nativelink_worker_wrapper record --output javac.rec -- tool --persistent_worker
       serve as usual, and keep the requests with their inputs to prime new workers with
 
+  nativelink_worker_wrapper install-entrypoint --work-root /var/lib/nativelink/work /usr/local/bin
+      put the program that NativeLink starts for each action, and its policy file, into /usr/local/bin
+
   nativelink_worker_wrapper serve --config pools.json5 --socket /run/nativelink_worker_wrapper/pool.sock
       the pool daemon of a NativeLink node; wait-ready, off, on and reload speak to it (--help explains each)
 

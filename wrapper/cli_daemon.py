@@ -154,29 +154,30 @@ def node_config(args: Sequence[str], parser_class: Callable[..., argparse.Argume
 def install(args: Sequence[str], parser_class: Callable[..., argparse.ArgumentParser]) -> int:
     parser = parser_class(
         prog=f"{PROGRAM} install-entrypoint",
-        description="Install nativelink_worker_entrypoint, which NativeLink starts for each action, and its "
-        "policy file beside it. A policy file that is there stays as it is.",
+        description="Put nativelink_worker_entrypoint, the program that NativeLink's `entrypoint` names, "
+        "into a directory, and beside it the file that says what it does, nativelink_worker_entrypoint.conf, "
+        "unless there is one.",
     )
-    parser.add_argument("directory", metavar="DIR", help="for example /usr/local/bin")
+    parser.add_argument("directory", metavar="DIR", help="made if it is not there")
+    parser.add_argument("--python", action="store_true", help="the program in Python, not the one in C")
+    parser.add_argument("--socket", metavar="PATH", help="for a new file: the pool daemon's socket")
     parser.add_argument(
         "--work-root",
+        metavar="DIR",
         action="append",
         default=[],
-        metavar="DIR",
-        help="NativeLink's work_directory; repeatable",
-    )
-    parser.add_argument("--socket", default=DEFAULT_SOCKET, metavar="PATH", help="of the pool daemon")
-    parser.add_argument("--fallback", choices=("one-shot", "fail"), default="one-shot", help="see the policy")
-    parser.add_argument("--lost", choices=("rerun", "fail"), default="rerun", help="see the policy")
-    parser.add_argument(
-        "--python", action="store_true", help="the one in Python, although there is a native one"
+        help="for a new file: NativeLink's work directory; may be repeated",
     )
     given = parser.parse_args(args)
-    from wrapper.install_entrypoint import install_entrypoint, policy_text
+    from wrapper.install_entrypoint import install as put
 
-    policy = policy_text(given.socket, given.work_root, fallback=given.fallback, lost=given.lost)
-    print(install_entrypoint(given.directory, policy, python=given.python, keep_policy=True))
-    return 0
+    return put(
+        given.directory,
+        in_python=given.python,
+        socket=given.socket,
+        work_roots=given.work_root,
+        out=sys.stdout,
+    )
 
 
 def _parser(

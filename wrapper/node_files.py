@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 
 from wrapper.config import load_config
 from wrapper.errors import ConfigError
-from wrapper.install_entrypoint import install_entrypoint, policy_text
+from wrapper.install_entrypoint import PROGRAM, install
 from wrapper.node_config import keys_of, node_config
 
 
@@ -26,7 +27,10 @@ def write_node_files(given: argparse.Namespace) -> str:
             f"(found {served})"
         )
     output_dir = os.path.abspath(given.output_dir)
-    entrypoint = install_entrypoint(output_dir, policy_text(given.socket, [work_root]))
+    entrypoint = os.path.join(output_dir, PROGRAM)
+    if os.path.exists(f"{entrypoint}.conf"):
+        os.unlink(f"{entrypoint}.conf")  # of another start; what is generated here is nobody's to change
+    install(output_dir, in_python=False, socket=given.socket, work_roots=[work_root], out=io.StringIO())
     document = node_config(
         given.template,
         scheduler=given.scheduler_endpoint,

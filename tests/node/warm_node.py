@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, Self
 from tests.node.cas import Cas
 from tests.node.node import Node, NodeAction
 from tests.support.daemon import PYTHON, WORKER_ID, WORKERS, Daemon
-from wrapper.install_entrypoint import install_entrypoint, policy_text
+from wrapper.install_entrypoint import PROGRAM, install
 
 KEY = {"persistentWorkerKey": "key"}
 
@@ -35,13 +36,12 @@ class WarmNode:
         self.cas = Cas(self.folder / "cas", owner)
         self.socket = str(self.folder / "pool.sock")
         work = self.folder / "work"
-        client = install_entrypoint(
-            str(self.folder / "bin"),
-            policy_text(self.socket, [str(work)], **(policy or {})),
-            python=python_client,
-        )
-        self.client = client
-        self.node = Node(work, self.cas, client, **node_options)
+        places = {"socket": self.socket, "work_roots": [str(work)]}
+        install(str(self.folder / "bin"), in_python=python_client, out=io.StringIO(), **places)  # type: ignore[arg-type]
+        self.client = str(self.folder / "bin" / PROGRAM)
+        with open(f"{self.client}.conf", "a", encoding="utf-8") as file:
+            file.writelines(f"{name} = {value}\n" for name, value in (policy or {}).items())
+        self.node = Node(work, self.cas, self.client, **node_options)
         self.plain = Node(self.folder / "plain", self.cas, None)
         """The same without entrypoint and daemon."""
         usual = {

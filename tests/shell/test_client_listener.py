@@ -125,7 +125,7 @@ def test_whoever_cancels_and_stays_is_told_when_nothing_is_left(tmp_path: Path) 
             released.set()
             ((kind, payload),) = await client.frames()
             assert kind == FRAMES.FAILURE
-            assert payload[:1] == FailureKind.CANCELLED.value
+            assert payload[:1] == FailureKind.CANCELLED.value.encode()
 
     run_async(main())
 
@@ -271,7 +271,7 @@ def test_an_error_of_our_own_is_told_and_the_next_request_served(tmp_path: Path)
         async with listening(tmp_path, serve) as listener:
             bad = await PlainClient.ask(listener.path, request_of("bad"), str(tmp_path))
             ((kind, payload),) = await bad.frames()
-            assert (kind, payload[:1]) == (FRAMES.FAILURE, FailureKind.LOST.value)
+            assert (kind, payload[:1]) == (FRAMES.FAILURE, FailureKind.LOST.value.encode())
             good = await PlainClient.ask(listener.path, request_of("good"), str(tmp_path))
             assert len(await good.frames()) == 3
 
