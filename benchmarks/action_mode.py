@@ -1,10 +1,9 @@
-"""What an action costs in action mode, and the per-action client alone, beside `/bin/true`.
+"""What an action costs in action mode, through a whole node, beside `/bin/true` as the action.
 
 A node as NativeLink makes it (tests/node/), a real daemon, and a worker in C that answers at once. In one
 run, alternately: `/bin/true` as the action, with nothing in front of it; the client in front of an action on
 an idle warm worker, with 10 and with 1,001 inputs; the client in front of `/bin/true` without a key. Then
-actions four at once. With hyperfine, where it is installed, the client's whole process beside that of
-`/bin/true`. As root.
+actions four at once. As root. (The client alone: `client.py`.)
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -97,41 +95,6 @@ def throughput(warm: WarmNode, worker: str, count: int, at_once: int) -> float:
         return count / (time.perf_counter() - begin)
 
 
-def client_alone(warm: WarmNode, worker: str, runs: int, *, python: bool) -> dict[str, float]:
-    """Median wall time of the whole process, by hyperfine, over `/bin/true`'s."""
-    directory = warm.node.prepare(NodeAction([], inputs_of(10, 2)))
-    file = warm.folder / "hyperfine.json"
-    cwd = directory / "work"
-    try:
-        (cwd / "noargs").write_text("")
-        env = {"PATH": os.environ["PATH"], "NL_WORKER_KEY": "key", "NL_ACTION_DIR": str(directory)}
-        command = f"{warm.client} {worker} @flags"
-        options = ["-N", "--warmup", "20", "--runs", str(runs), "--export-json", str(file)]
-        subprocess.run(
-            ["hyperfine", *options, "-n", "true", "/bin/true", "-n", "client", command],
-            cwd=cwd,
-            env=env,
-            check=True,
-            capture_output=True,
-        )
-        results = {one["command"]: one["median"] * 1000 for one in json.loads(file.read_text())["results"]}
-        results["ratio"] = results["client"] / results["true"]
-        if not python:
-            results["resident_kb"] = peak_resident_kb([warm.client, worker, "@flags"], cwd, env)
-        return results
-    finally:
-        warm.node.delete(directory)
-
-
-def peak_resident_kb(argv: list[str], cwd: Path, env: dict[str, str]) -> float:
-    """Of one client: what wait4 says."""
-    process = subprocess.Popen(argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    # A fork of ours would count its copy of us: read the peak of the program itself while it is one.
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = 0
-    return float(usage.ru_maxrss)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=300, help="of each latency (default 300)")
@@ -140,20 +103,14 @@ def main() -> int:
     given = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("as root: the workers are another user's, as in production")
-    figures: dict[str, Any] = {}
     pool = {"min_warm_workers": 4, "max_workers": 4, "tools": [{"pattern": "echo_worker"}]}
-    for python in (False, True):
-        warm = WarmNode(pool, python_client=python)
-        worker = compiled_worker(warm.folder)
-        warm.document["pools"][0]["worker_command"] = [worker, "--persistent_worker"]  # type: ignore[index]
-        warm.daemon.configure(warm.document)
-        with warm:
-            name = "python" if python else "native"
-            if shutil.which("hyperfine") is not None:
-                figures[f"client, {name}"] = client_alone(warm, worker, given.rounds, python=python)
-            if not python:
-                figures["latency, ms"] = latencies(warm, worker, given.rounds)
-                figures["actions a second, 4 at once"] = throughput(warm, worker, given.actions, 4)
+    warm = WarmNode(pool)
+    worker = compiled_worker(warm.folder)
+    warm.document["pools"][0]["worker_command"] = [worker, "--persistent_worker"]  # type: ignore[index]
+    warm.daemon.configure(warm.document)
+    with warm:
+        figures: dict[str, Any] = {"latency, ms": latencies(warm, worker, given.rounds)}
+        figures["actions a second, 4 at once"] = throughput(warm, worker, given.actions, 4)
     show(figures)
     if given.json:
         Path(given.json).write_text(json.dumps(figures, indent=2))
@@ -161,12 +118,6 @@ def main() -> int:
 
 
 def show(figures: dict[str, Any]) -> None:
-    for name in ("client, native", "client, python"):
-        if name in figures:
-            one = figures[name]
-            size = f", peak resident {one['resident_kb']:.0f} KB" if "resident_kb" in one else ""
-            beside = f"{one['ratio']:.2f} times /bin/true ({one['true']:.2f} ms)"
-            print(f"{name}: {one['client']:.2f} ms, {beside}{size}")
     latency = figures["latency, ms"]
     floor = latency["/bin/true"]
     print(f"{'an action, p50':<22} {'ms':>7} {'over /bin/true':>15}")
