@@ -27,7 +27,7 @@ from wrapper.pool.pool import WorkerPool
 from wrapper.pool.worker_states import SERVING_STATES, WorkerState
 from wrapper.runtime.base import Runtime
 from wrapper.runtimes import runtimes_of
-from wrapper.serving import serving_of
+from wrapper.serving import check_mounts, serving_of
 
 _READY = SERVING_STATES - {WorkerState.WARMING}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -86,7 +86,8 @@ class Daemon:
         self._switch(warm=actions.warm)
 
     async def run(self) -> None:
-        """Serve until `stop`; when it returns, nothing is left of any worker."""
+        """Serve until `stop`; when it returns, nothing is left of any worker. Raises ConfigError."""
+        check_mounts(self._serving)
         self._listener.open()
         try:
             path = control_path(self._socket_path)

@@ -75,6 +75,30 @@ def serving_of(config: Config) -> Serving:
     )
 
 
+def check_mounts(serving: Serving) -> None:
+    """Try whether actions can be moved into execroots. Raises ConfigError with what to do.
+
+    A work root that does not exist yet is made beside its neighbours, so its parent is tried in its place.
+    """
+    if all(pool.execroot.strategy != "rename" for pool in serving.config.pools):
+        return
+    from wrapper.execroot.action_execroot import ActionExecroot
+    from wrapper.generation import Generation
+
+    bases = _bases(serving.config)
+    for root in serving.config.actions.work_roots:
+        place = root.path if os.path.isdir(root.path) else os.path.dirname(root.path)
+        if not os.path.isdir(place):
+            raise ConfigError(
+                f"actions.work_roots: neither {root.path} nor the folder that it is to lie in exists"
+            )
+        trial = Generation.begin(bases[root.trust_domain])
+        try:
+            ActionExecroot.check_same_mount(trial.path, place)
+        finally:
+            trial.wipe()
+
+
 def _pool_for_actions(pool: PoolConfig, work_root: str) -> PoolConfig:
     """The pool with execroots of its own for its workers."""
     if pool.execroot.strategy == "inplace":

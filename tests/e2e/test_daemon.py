@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -365,6 +367,38 @@ def test_after_a_kill_the_next_daemon_takes_over_and_removes_what_was_left(node:
         assert not dead.exists()
         assert processes_below(dead) == []
     assert list((node.folder / "state" / "processes").iterdir()) == []
+
+
+def test_systemd_is_told_when_the_workers_are_warm_and_when_it_stops(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(node.folder / "notify.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(path)
+        notified.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        daemon = Daemon(node, node.document(echo_pool(node, min_warm_workers=2))).start()
+        said: list[str] = []
+        while "READY=1" not in (said[-1:] or [""])[0]:
+            said.append(notified.recv(4096).decode())
+        assert said[0] == "STATUS=waiting for 2 of pool pool0"
+        assert daemon.command("reload").returncode == 0
+        assert notified.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert notified.recv(4096) == b"READY=1"
+        assert daemon.stop() == 0
+        assert notified.recv(4096) == b"STOPPING=1"
+
+
+def test_a_work_root_on_another_mount_is_refused_at_the_start_with_what_to_do(node: Node) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "none", node.work], check=True)
+    try:
+        daemon = Daemon(node, node.document(echo_pool(node))).start()
+        assert daemon.process is not None
+        assert daemon.process.wait(30) == 78
+        assert "use strategy link" in daemon.log.read_text()
+        assert node.leftovers() == []
+    finally:
+        subprocess.run(["umount", node.work], check=True)
 
 
 def test_a_second_daemon_on_the_socket_says_so_and_ends(node: Node) -> None:
