@@ -57,6 +57,9 @@ examples:
   nativelink_worker_wrapper record --output javac.rec -- tool --persistent_worker
       serve as usual, and keep the requests with their inputs to prime new workers with
 
+  nativelink_worker_wrapper explain-key exec.json //a:lib //b:lib
+      say why two actions of a Bazel build have different persistentWorkerKeys of Bazel's own
+
   nativelink_worker_wrapper install-entrypoint --work-root /var/lib/nativelink/work /usr/local/bin
       put the program that NativeLink starts for each action, and its policy file, into /usr/local/bin
 
@@ -85,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check_config(args[1:])
         if args[:1] == ["check-runtime"]:
             return _check_runtime(args[1:])
+        if args[:1] == ["explain-key"]:
+            return _explain_key(args[1:])
         if args[:1] and args[0] in _DAEMON_COMMANDS:
             return _daemon_command(args[0], args[1:])
         if args[:1] == ["record"]:
@@ -95,6 +100,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     finally:
         gc.enable()
+
+
+def _explain_key(args: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="nativelink_worker_wrapper explain-key",
+        description="Say what Bazel's own persistentWorkerKey (--experimental_remote_mark_tool_inputs) is made "
+        "of for the actions of an execution log, or why two of them have different ones and share no worker.",
+    )
+    parser.add_argument("log", metavar="LOG", help="written by bazel build --execution_log_json_file=LOG")
+    parser.add_argument(
+        "label", nargs="?", metavar="LABEL", help="show what the key of this target is made of"
+    )
+    parser.add_argument(
+        "other", nargs="?", metavar="LABEL", help="compare it with this one's; 1: they differ"
+    )
+    parser.add_argument(
+        "--key", metavar="HEX", help="say whether this is the key, and in which order it is made"
+    )
+    given = parser.parse_args(args)
+    from wrapper.explain_key import explain_key
+
+    labels = [label for label in (given.label, given.other) if label is not None]
+    return explain_key(given.log, labels, given.key, sys.stdout)
 
 
 def _daemon_command(name: str, args: Sequence[str]) -> int:

@@ -270,6 +270,29 @@ def test_a_directory_that_is_no_actions_is_left_alone(node: Node, tmp_path: Path
         run_async(main(daemon))
 
 
+@pytest.mark.parametrize(("domains", "workers"), [(("a", "b"), 2), (("a", "a"), 1)], ids=["two", "one"])
+def test_actions_of_different_trust_domains_never_share_a_worker(
+    node: Node, domains: tuple[str, str], workers: int
+) -> None:
+    first, second = node.work, node.folder / "second"
+    second.mkdir()
+    roots = [
+        {"path": str(path), "trust_domain": one} for path, one in zip((first, second), domains, strict=True)
+    ]
+    document = node.document({"tools": [{"pattern": "echo_worker.py"}]}, actions={"work_roots": roots})
+
+    async def main(daemon: Daemon) -> None:
+        for _ in range(3):
+            for node.work in (first, second):
+                cwd = node.action({"flags": "--write=out/x\n"})
+                assert (await daemon.run(cwd, *own_tool(node), "@flags"))[0] == 0
+                assert (cwd / "out/x").exists()
+        assert daemon.log.read_text().count("worker started") == workers
+
+    with Daemon(node, document) as daemon:
+        run_async(main(daemon))
+
+
 def test_two_requests_for_one_directory_are_one_too_many(node: Node) -> None:
     async def main(daemon: Daemon) -> None:
         cwd = node.action({"flags": "--sleep-ms=300\n"})
