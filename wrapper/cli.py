@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain_key(args: Sequence[str]) -> int:
     parser = _Parser(
         prog="nativelink_worker_wrapper explain-key",
-        description="Say what Bazel's own persistentWorkerKey (--experimental_remote_mark_tool_inputs) is made "
-        "of for the actions of an execution log, or why two of them have different ones and share no worker.",
+        description="Say what Bazel's own persistentWorkerKey (--experimental_remote_mark_tool_inputs) is "
+        "made of for the actions of an execution log, or why two of them have different ones.",
     )
     parser.add_argument("log", metavar="LOG", help="written by bazel build --execution_log_json_file=LOG")
     parser.add_argument(

@@ -122,7 +122,7 @@ class RequestCancelled(WrapperError):
 class ActionTimedOut(WrapperError):
     """The action's own time was over. Its worker was stopped, and its tree is gone."""
 
-    exit_code = 124
+    exit_code = 75
 
 
 class ActionLost(RuntimeUnavailable):

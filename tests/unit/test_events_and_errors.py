@@ -104,7 +104,7 @@ def test_every_error_says_what_it_means_and_has_an_exit_code_of_its_own_kind(
 
 def test_what_helps_to_retry_is_what_passes() -> None:
     helped = {error.__name__ for error in ERRORS if error.retry_helps}
-    assert helped == {"RuntimeUnavailable", "PoolTimeout", "PoolExhausted", "PoolDraining"}
+    assert helped == {"RuntimeUnavailable", "ActionLost", "PoolTimeout", "PoolExhausted", "PoolDraining"}
 
 
 def test_a_report_is_the_message_alone_if_the_worker_said_nothing() -> None:

@@ -23,6 +23,8 @@ DIFFERENCES: dict[str, object] = {
     "multiplex": True,
     "own_execroot": True,
     "for_actions": True,
+    "working_directory": "below",
+    "tool": "another version",
 }
 
 
