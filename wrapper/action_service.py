@@ -48,7 +48,9 @@ from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
 
 _OF_ONE_ACTION = {"PWD", "OLDPWD"}
 
-_log = logging.getLogger(__name__)
+_MOST_SAID = 1_000
+
+_log = logging.getLogger("nativelink_worker_wrapper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class ActionService:
         self._in_use: dict[tuple[int, int], ActionPlace] = {}
         """The directories of the actions that are being served, and whose they are."""
         self._now = precise_clock()
+        self._said: set[str] = set()
 
     async def serve(self, request: ActionRequest, cwd_fd: int, client: Client) -> None:
         """Serve one action to its end and tell the client, exactly once. `cwd_fd` stays the caller's.
@@ -92,6 +95,7 @@ class ActionService:
         try:
             await self._serve(request, cwd_fd, client)
         except _Refused as refused:
+            self._say_once(request, str(refused))
             client.one_shot(str(refused))
         except RequestRefused as error:
             client.failed(FailureKind.REFUSED, error.message, error.exit_code)
@@ -100,6 +104,17 @@ class ActionService:
         except Exception as error:  # noqa: BLE001 - the client must be told
             _log.exception("an error of the wrapper's own")
             client.failed(FailureKind.LOST, f"an error of the wrapper's own: {error!r}")
+
+    def _say_once(self, request: ActionRequest, reason: str) -> None:
+        """Why an action runs without a worker: the first time at all events, then for who asked for all."""
+        if not request.key and not request.tool:
+            return
+        program = request.argv[0]
+        level = logging.DEBUG
+        if reason not in self._said and len(self._said) < _MOST_SAID:
+            self._said.add(reason)
+            level = logging.INFO
+        _log.log(level, "without a worker: %s of key %r: %s", program, request.key, reason)
 
     async def _serve(self, request: ActionRequest, cwd_fd: int, client: Client) -> None:
         if self.is_off:
