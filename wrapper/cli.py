@@ -57,6 +57,9 @@ examples:
   nativelink_worker_wrapper record --output javac.rec -- tool --persistent_worker
       serve as usual, and keep the requests with their inputs to prime new workers with
 
+  nativelink_worker_wrapper probe -- tool --option @flags
+      test whether a tool is a good persistent worker, in eleven checks
+
   nativelink_worker_wrapper explain-key exec.json //a:lib //b:lib
       say why two actions of a Bazel build have different persistentWorkerKeys of Bazel's own
 
@@ -90,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check_runtime(args[1:])
         if args[:1] == ["explain-key"]:
             return _explain_key(args[1:])
+        if args[:1] == ["probe"]:
+            return _probe(args[1:])
         if args[:1] and args[0] in _DAEMON_COMMANDS:
             return _daemon_command(args[0], args[1:])
         if args[:1] == ["record"]:
@@ -123,6 +128,33 @@ def _explain_key(args: Sequence[str]) -> int:
 
     labels = [label for label in (given.label, given.other) if label is not None]
     return explain_key(given.log, labels, given.key, sys.stdout)
+
+
+def _probe(args: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="nativelink_worker_wrapper probe",
+        usage="%(prog)s [options] -- TOOL [STARTUP ARGS] [@FLAGFILE ...]",
+        description="Test whether a tool is a good persistent worker: a verdict a line, and an exit code: "
+        "0 it is, 1 it is one with faults, 2 it is none. It is started as TOOL [STARTUP ARGS] "
+        "--persistent_worker; what the flagfiles hold is the request that every check sends, some 300 times.",
+    )
+    parser.add_argument("--json", action="store_true", help="the verdicts as JSON")
+    parser.add_argument("--input", action="append", default=[], metavar="FILE", help="sent with its digest")
+    parser.add_argument(
+        "--touch", action="append", default=[], metavar="FILE", help="an input whose time is moved in between"
+    )
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="for one answer")
+    options, tool = args, []
+    if "--" in args:
+        at = list(args).index("--")
+        options, tool = args[:at], list(args[at + 1 :])
+    given = parser.parse_args(options)
+    if not tool:
+        parser.error("say what to probe after --")
+    from wrapper.probe import options_of, run
+
+    chosen = options_of(tool, os.getcwd(), inputs=given.input, touch=given.touch, timeout_s=given.timeout)
+    return run(chosen, sys.stdout, as_json=given.json)
 
 
 def _daemon_command(name: str, args: Sequence[str]) -> int:

@@ -364,6 +364,10 @@ class LocalWorker:
         finally:
             self._close()
 
+    def close_stdin(self) -> None:
+        """The worker reads the end of its input. Idempotent."""
+        self._close_stdin()
+
     def _close_stdin(self) -> None:
         self._first_read.close()
         fd, self.stdin_fd = self.stdin_fd, -1
