@@ -2,7 +2,7 @@
 
 With `--experimental_remote_mark_tool_inputs` Bazel sends as the key a hash of the worker's tool files,
 arguments and environment; neither the protocol nor the mnemonic is in it. (RemoteExecutionService of Bazel
-7.7.1, found again byte for byte on actions that it wrote: tests/captures/worker-key.)
+7.7.1, found again byte for byte on actions that it wrote: tests/unit/bazel_keys.)
 
 Pure. An execution log tells all that is in a key but for the order of the environment's variables: the log
 sorts them, and the key takes them as the rule gave them.

@@ -98,6 +98,9 @@ class Daemon:
         self.socket = str(node.folder / "pool.sock")
         self.log = node.folder / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.tmp = node.folder / "tmp"
+        """Where everything temporary of the daemon goes."""
+        self.tmp.mkdir(mode=0o711, exist_ok=True)
 
     def configure(self, document: Mapping[str, Any]) -> None:
         self.config.write_text(json.dumps(document))
@@ -106,7 +109,11 @@ class Daemon:
         command = ["serve", "--config", str(self.config), "--socket", self.socket, "--verbose"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "wrapper", *command], stdin=subprocess.DEVNULL, stderr=log, stdout=log
+                [sys.executable, "-m", "wrapper", *command],
+                env={**os.environ, "TMPDIR": str(self.tmp)},
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                stdout=log,
             )
         return self
 
@@ -140,6 +147,7 @@ class Daemon:
             if kind is None:
                 assert code == 0, self.log.read_text()
                 assert self.node.leftovers() == []
+                assert list(self.tmp.iterdir()) == []
         if kind is not None:
             print(self.log.read_text()[-20_000:])
 

@@ -14,7 +14,7 @@ from wrapper.cli import main
 from wrapper.errors import ConfigError
 from wrapper.explain_key import explain_key
 
-CAPTURES = Path(__file__).resolve().parents[1] / "captures" / "worker-key"
+CAPTURES = Path(__file__).resolve().parent / "bazel_keys"
 LOG = CAPTURES / "exec.json"
 KEYS: dict[str, str] = json.loads((CAPTURES / "keys.json").read_text())
 ACTIONS = {parts.label: parts for parts in read_log(LOG.read_text())}
