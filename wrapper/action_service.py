@@ -16,7 +16,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from wrapper.action import ActionRules, OneShot, WorkerCall, classify, is_warm
 from wrapper.action_outcome import Client
@@ -49,6 +49,7 @@ from wrapper.worker_protocol.messages import WorkRequest, WorkResponse
 _OF_ONE_ACTION = {"PWD", "OLDPWD"}
 
 _MOST_SAID = 1_000
+_MOST_KEYS = 1_000
 
 _log = logging.getLogger("nativelink_worker_wrapper")
 
@@ -60,6 +61,8 @@ class Rules:
     config: Config
     actions: ActionRules
     roots: WorkRoots
+    own_keys: dict[tuple[str, str, str], WorkerKey | None] = field(default_factory=dict)
+    """Kinds of workers of pools' own commands, by pool, trust domain and working directory."""
 
 
 class WorkerLost(WrapperError):
@@ -152,7 +155,7 @@ class ActionService:
             raise _Refused(f"no pool serves persistentWorkerKey {request.key!r}")
         if not is_warm(request, pool.warm_fraction):
             raise _Refused(f"pool {pool.name} serves {pool.warm_fraction:g} of its actions (warm_fraction)")
-        key = _worker_key(pool, place, request, call)
+        key = _own_key(pool, place, rules) or _action_key(pool, place, request, call)
         await self._serve_with(pool, key, place, rules, request, call, client)
 
     async def _serve_with(
@@ -295,13 +298,19 @@ class _Attempt:
         return self._is_taken
 
 
-def _worker_key(pool: PoolConfig, place: ActionPlace, request: ActionRequest, call: WorkerCall) -> WorkerKey:
-    """The kind of worker for an action: the pool's own command, or the action's tool."""
-    own = own_worker_key(
-        pool, "/", trust_domain=place.root.trust_domain, working_directory=place.working_directory
-    )
-    if own is not None:
-        return own
+def _own_key(pool: PoolConfig, place: ActionPlace, rules: Rules) -> WorkerKey | None:
+    """The kind of worker that the pool's own command is; None: it has none."""
+    domain, below = place.root.trust_domain, place.working_directory
+    kind = (pool.name, domain, below)
+    if kind not in rules.own_keys:
+        if len(rules.own_keys) >= _MOST_KEYS:
+            rules.own_keys.clear()
+        rules.own_keys[kind] = own_worker_key(pool, "/", trust_domain=domain, working_directory=below)
+    return rules.own_keys[kind]
+
+
+def _action_key(pool: PoolConfig, place: ActionPlace, request: ActionRequest, call: WorkerCall) -> WorkerKey:
+    """The kind of worker that the action's own tool is."""
     env = {**dict(_constant(request.env, place)), **pool.env}
     program = call.startup[0]
     if pool.runtime == "process" and "/" not in program:

@@ -53,9 +53,17 @@ class ToolRecords:
 
     def __init__(self) -> None:
         self._records: OrderedDict[WorkerKey, ToolRecord] = OrderedDict()
+        self._last: tuple[WorkerKey | None, ToolRecord] = (None, ToolRecord())
 
     def of(self, key: WorkerKey) -> ToolRecord:
         """The record of this kind of worker; a new one if there is none."""
+        if self._last[0] == key:  # as most often: a build's actions come in rows
+            return self._last[1]
+        record = self._find(key)
+        self._last = (key, record)
+        return record
+
+    def _find(self, key: WorkerKey) -> ToolRecord:
         key = replace(key, protocol="")
         record = self._records.get(key)
         if record is None:
