@@ -348,7 +348,7 @@ def test_a_reload_keeps_the_workers_of_pools_that_did_not_change(node: Node) -> 
 
 def test_sigterm_lets_running_actions_end_and_turns_new_ones_away(node: Node) -> None:
     async def main(daemon: Daemon) -> None:
-        cwd = node.action({"flags": "--sleep-ms=500\n--write=out/x\n"})
+        cwd = node.action({"flags": "--sleep-ms=3000\n--write=out/x\n"})
         running = asyncio.create_task(daemon.run(cwd, TOOL, "@flags"))
         await eventually_true(lambda: not list(cwd.iterdir()))
         assert daemon.process is not None
